@@ -1,0 +1,341 @@
+// Package tokencache holds one pair of OAuth 2.0 tokens in memory and keeps it
+// fresh: one goroutine, [Cache.Run], replaces the access token well before it
+// expires, while [Cache.AccessToken] hands out the one at hand in nanoseconds.
+//
+//	cache := tokencache.New(tokencache.Config{Grants: client})
+//	go cache.Run(ctx)
+//	token, err := cache.AccessToken(ctx)
+//
+// What it promises: a token is never handed out after its expiry and always
+// before it, whatever the authorization server does meanwhile; there is never
+// more than one request to the authorization server at a time, however many
+// callers wait; and no answer of the server, however odd, ends the loop.
+//
+// It knows nothing of HTTP; see package grant for that.
+package tokencache
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+const (
+	grantRefreshToken      = "refresh_token"
+	grantClientCredentials = "client_credentials"
+
+	// The loop looks at the clocks this often, to notice a wall clock that
+	// was set, or a machine that was suspended, when no request tells it.
+	recheck = 30 * time.Second
+	// A log line for a failure that goes on is repeated this often.
+	repeatLog = time.Minute
+)
+
+// Recorder is told what happens, for metrics. It must not block.
+type Recorder interface {
+	// TokenRefreshed reports one request to the authorization server. result
+	// is success, unchanged (a success that brought the token we had),
+	// rejected or error; reason, one word of a fixed set, tells the last two
+	// apart further.
+	TokenRefreshed(grantType, result, reason string, took time.Duration)
+	// TokenScheduled reports, at every change, when the token held expires
+	// (zero: none is held), when the server will be asked next, and how many
+	// cycles have failed in a row.
+	TokenScheduled(expiry, next time.Time, failures int)
+}
+
+// Config is what a Cache is made of. Only Grants is required.
+type Config struct {
+	Grants Grants
+	// Wait bounds how long AccessToken waits for a token when none is valid;
+	// 0: not at all.
+	Wait time.Duration
+	// Window is when tokens are refreshed; zero: DefaultWindow.
+	Window Window
+	// Leeway is how long before its expiry a token is given up, at most a
+	// tenth of its life: servers tell whole seconds, and requests travel.
+	Leeway time.Duration
+	// MinInterval is the least time between two cycles of requests to the
+	// server, unless a token's own life is too short for it.
+	MinInterval time.Duration
+	// InvalidateInterval is the least time between two renewals asked for by
+	// Invalidate, so that an upstream which refuses every token causes no storm.
+	InvalidateInterval time.Duration
+
+	Log      *zap.Logger // nil: silent
+	Recorder Recorder    // nil: none
+}
+
+// Cache holds the tokens. Its methods are safe for concurrent use.
+type Cache struct {
+	cfg    Config
+	origin time.Time
+	now    func() instant
+	random func() float64
+
+	state atomic.Pointer[state] // only Run replaces it
+	wake  chan struct{}         // asks Run to look at the state and the clocks again
+
+	// Used by Run alone.
+	forcedAfter instant // no renewal on account of Invalidate before this
+	logged      failureLog
+}
+
+// state is all that is known at one time. It is replaced, never changed.
+type state struct {
+	token      Token
+	access     string  // token.Access, revealed once; "": no token
+	goodUntil  instant // when access stops being handed out
+	next       instant // when the server is asked next
+	err        error   // why the last cycle failed; nil: it did not
+	failures   int     // cycles failed in a row
+	refreshTry int     // of those, with the refresh token now held
+
+	refused    atomic.Bool   // the upstream refused access
+	superseded chan struct{} // closed when another state takes its place
+}
+
+// New returns an empty Cache. Run fills it.
+func New(cfg Config) *Cache {
+	if cfg.Window == (Window{}) {
+		cfg.Window = DefaultWindow
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	if cfg.Recorder == nil {
+		cfg.Recorder = noRecorder{}
+	}
+	c := &Cache{cfg: cfg, origin: time.Now(), random: rand.Float64, wake: make(chan struct{}, 1)}
+	c.now = func() instant { return instantOf(time.Now(), c.origin) }
+	c.state.Store(&state{next: c.now(), superseded: make(chan struct{})})
+	return c
+}
+
+// AccessToken returns a token that is valid now. If there is none it waits for
+// the loop to bring one, for Config.Wait at most, but no longer than there is
+// hope: once the loop's next try lies beyond the wait, all who wait learn at
+// once why the last one failed. The error implements [Failure].
+func (c *Cache) AccessToken(ctx context.Context) (string, error) {
+	if s := c.state.Load(); s.valid(c.now()) {
+		return s.access, nil
+	}
+	return c.await(ctx)
+}
+
+func (c *Cache) await(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Wait)
+	defer cancel()
+	deadline := c.now().add(c.cfg.Wait)
+	for {
+		s := c.state.Load()
+		switch {
+		case s.valid(c.now()):
+			return s.access, nil
+		case deadline.until(s.next) > 0, ctx.Err() != nil:
+			return "", c.unavailable(s)
+		}
+		c.nudge() // the token may have expired by a clock that Run has not seen yet
+		select {
+		case <-s.superseded:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// Invalidate says that the upstream refused accessToken. If that is the token
+// still held it is replaced by a full grant soon: its refresh token, of the
+// same pair, is as doubtful. Until then it is still handed out.
+func (c *Cache) Invalidate(accessToken string) {
+	if s := c.state.Load(); s.access != "" && s.access == accessToken && !s.refused.Swap(true) {
+		c.nudge()
+	}
+}
+
+// Ready returns nil if a valid token is held and is not about to end, or else
+// the reason in words.
+func (c *Cache) Ready() error {
+	s, now := c.state.Load(), c.now()
+	life := s.token.Expiry.Sub(s.token.Issued)
+	if s.valid(now) && now.until(s.goodUntil) >= min(time.Minute, life/10) {
+		return nil
+	}
+	return c.unavailable(s)
+}
+
+// Run asks the server for tokens until ctx is done, and then returns nil: it
+// is the only goroutine that does, and must be called once.
+func (c *Cache) Run(ctx context.Context) error {
+	for c.sleepUntilDue(ctx) {
+		c.cycle(ctx)
+	}
+	return nil
+}
+
+// sleepUntilDue returns true when the server is to be asked, false when ctx is done.
+func (c *Cache) sleepUntilDue(ctx context.Context) bool {
+	for {
+		left := c.now().until(c.due())
+		if left <= 0 {
+			return ctx.Err() == nil
+		}
+		timer := time.NewTimer(min(left, recheck))
+		select {
+		case <-timer.C:
+		case <-c.wake:
+			timer.Stop()
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		}
+	}
+}
+
+// due is when the server is to be asked next. A refused token brings that
+// forward, but not while the server itself is in trouble.
+func (c *Cache) due() instant {
+	s := c.state.Load()
+	if s.refused.Load() && s.err == nil {
+		return s.next.earlier(c.forcedAfter)
+	}
+	return s.next
+}
+
+// cycle asks the server once, with the refresh token or in full, or with both
+// in turn, and publishes what came of it.
+func (c *Cache) cycle(ctx context.Context) {
+	old := c.state.Load()
+	forced := old.refused.Load()
+	if forced {
+		c.forcedAfter = c.now().add(c.cfg.InvalidateInterval)
+		c.cfg.Log.Warn("the upstream refused the access token before its expiry: asking for another")
+	}
+	token, grant, err := c.renew(ctx, old, forced)
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return
+	case err != nil:
+		c.publish(c.failed(old, grant, err))
+	default:
+		c.publish(c.renewed(old, token, grant))
+	}
+}
+
+// renew returns the new token, and the grant that brought it or failed last.
+func (c *Cache) renew(ctx context.Context, old *state, forced bool) (Token, string, error) {
+	if !forced && old.refreshable(c.now()) {
+		token, err := c.ask(old, grantRefreshToken, func() (Token, error) {
+			return c.cfg.Grants.RefreshToken(ctx, old.token.Refresh)
+		})
+		if !errors.Is(err, ErrRefreshTokenRejected) && !errors.Is(err, ErrOutcomeUnknown) {
+			return token, grantRefreshToken, err
+		}
+		c.cfg.Log.Info("the refresh token is no use any more: asking with the full grant",
+			zap.String("reason", reason(err)))
+	}
+	token, err := c.ask(old, grantClientCredentials, func() (Token, error) {
+		return c.cfg.Grants.ClientCredentials(ctx)
+	})
+	return token, grantClientCredentials, err
+}
+
+func (c *Cache) ask(old *state, grantType string, request func() (Token, error)) (Token, error) {
+	start := time.Now()
+	token, err := request()
+	if !errors.Is(err, ErrNotAsked) {
+		result, why := outcome(err, token.Access.Reveal() == old.access)
+		c.cfg.Recorder.TokenRefreshed(grantType, result, why, time.Since(start))
+	}
+	return token, err
+}
+
+func outcome(err error, same bool) (result, why string) {
+	switch {
+	case errors.Is(err, ErrRefreshTokenRejected), errors.Is(err, ErrClientRejected):
+		return "rejected", reason(err)
+	case err != nil:
+		return "error", reason(err)
+	case same:
+		return "unchanged", ""
+	}
+	return "success", ""
+}
+
+func (c *Cache) renewed(old *state, token Token, grant string) *state {
+	issued := instantOf(token.Issued, c.origin)
+	life := token.Expiry.Sub(token.Issued)
+	token.Lifetime = cmp.Or(token.Lifetime, life)
+	after := refreshIn(token, c.cfg.Window, c.random())
+	floor := min(c.cfg.MinInterval, token.Lifetime/2)
+	if unchanged := token.Access.Reveal() == old.access; unchanged {
+		// Near its end such a token's remaining life, and so every fraction
+		// of it, goes to nothing: only the whole interval prevents a hot loop.
+		floor = c.cfg.MinInterval
+	}
+	s := &state{
+		token:     token,
+		access:    token.Access.Reveal(),
+		goodUntil: issued.add(life - min(c.cfg.Leeway, life/10)),
+		next:      issued.add(after),
+	}
+	if now := c.now(); now.until(s.next) < floor {
+		s.next = now.add(floor)
+	}
+	c.logged = failureLog{}
+	c.cfg.Log.Info("access token acquired", zap.String("grant_type", grant),
+		zap.Duration("expires_in", life), zap.Duration("next_refresh_in", c.now().until(s.next)))
+	return s
+}
+
+func (c *Cache) failed(old *state, grant string, err error) *state {
+	s := &state{
+		token: old.token, access: old.access, goodUntil: old.goodUntil,
+		err: err, failures: old.failures + 1, refreshTry: old.refreshTry,
+	}
+	if errors.Is(err, ErrNotAsked) {
+		s.err, s.failures = cmp.Or(old.err, err), old.failures
+	}
+	switch {
+	case grant == grantClientCredentials:
+		s.token.Refresh = Secret{} // it was refused, lost, or failed twice
+	case retryAfter(err) == 0: // a server that is only busy spends no try
+		s.refreshTry++
+	}
+	wait := max(retryIn(err, old.failures, c.random()), c.cfg.MinInterval)
+	s.next = c.now().add(wait)
+	c.logFailure(s, grant, wait)
+	return s
+}
+
+func (c *Cache) publish(s *state) {
+	s.superseded = make(chan struct{})
+	old := c.state.Swap(s)
+	close(old.superseded)
+	c.cfg.Recorder.TokenScheduled(s.token.Expiry, s.next.wall, s.failures)
+}
+
+func (c *Cache) nudge() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (s *state) valid(now instant) bool { return s.access != "" && now.until(s.goodUntil) > 0 }
+
+// refreshable reports whether the refresh token is worth sending: it is if it
+// is there, has not expired, and has not failed twice.
+func (s *state) refreshable(now instant) bool {
+	expiry := s.token.RefreshExpiry
+	return !s.token.Refresh.IsZero() && s.refreshTry < 2 && (expiry.IsZero() || now.wall.Before(expiry))
+}
+
+type noRecorder struct{}
+
+func (noRecorder) TokenRefreshed(_, _, _ string, _ time.Duration) {}
+func (noRecorder) TokenScheduled(_, _ time.Time, _ int)           {}

@@ -1,0 +1,84 @@
+package grant
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"github.com/token-sidecar/token-sidecar/tokencache"
+)
+
+const (
+	breakerTrips = 5                // failures in a row that open it
+	breakerOpens = 30 * time.Second // until one request may probe
+)
+
+// WithBreaker puts a circuit breaker before next, so that nothing in the
+// process, whatever its reasons, presses an authorization server that is
+// down. While it is open requests fail with tokencache.ErrNotAsked.
+//
+// A refusal or a plea for patience shows that the server is up: it counts as
+// a success, and so the full grant that follows a refused refresh always goes
+// out. onChange, if not nil, is told when the breaker opens and when it closes.
+func WithBreaker(next tokencache.Grants, onChange func(open bool)) tokencache.Grants {
+	b := &breaker{next: next}
+	b.circuit = gobreaker.NewCircuitBreaker[tokencache.Token](gobreaker.Settings{
+		Timeout:      breakerOpens,
+		ReadyToTrip:  func(counts gobreaker.Counts) bool { return counts.ConsecutiveFailures >= breakerTrips },
+		IsSuccessful: serverIsUp,
+		IsExcluded:   neverSent,
+		OnStateChange: func(_ string, _, to gobreaker.State) {
+			if to == gobreaker.StateOpen {
+				until := time.Now().Add(breakerOpens)
+				b.openUntil.Store(&until)
+			}
+			if onChange != nil {
+				onChange(to == gobreaker.StateOpen)
+			}
+		},
+	})
+	return b
+}
+
+type breaker struct {
+	next      tokencache.Grants
+	circuit   *gobreaker.CircuitBreaker[tokencache.Token]
+	openUntil atomic.Pointer[time.Time]
+}
+
+func (b *breaker) ClientCredentials(ctx context.Context) (tokencache.Token, error) {
+	return b.guard(clientCredentials, func() (tokencache.Token, error) { return b.next.ClientCredentials(ctx) })
+}
+
+func (b *breaker) RefreshToken(ctx context.Context, old tokencache.Secret) (tokencache.Token, error) {
+	return b.guard(refreshToken, func() (tokencache.Token, error) { return b.next.RefreshToken(ctx, old) })
+}
+
+func (b *breaker) guard(grantType string, request func() (tokencache.Token, error)) (tokencache.Token, error) {
+	token, err := b.circuit.Execute(request)
+	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
+		return token, &Error{
+			GrantType:  grantType,
+			reason:     reasonBreakerOpen,
+			advice:     "not asked: it failed several times in a row and is given a rest",
+			retryAfter: max(0, time.Until(*b.openUntil.Load())),
+			sentinel:   tokencache.ErrNotAsked,
+		}
+	}
+	return token, err
+}
+
+// neverSent finds the failures that are our own.
+func neverSent(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return errors.Is(err, context.Canceled) || ok && e.reason == reasonSecretUnreadable
+}
+
+func serverIsUp(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return err == nil || ok && (e.reason == reasonRateLimited ||
+		errors.Is(err, tokencache.ErrRefreshTokenRejected) || errors.Is(err, tokencache.ErrClientRejected))
+}

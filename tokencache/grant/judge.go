@@ -1,0 +1,131 @@
+package grant
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/token-sidecar/token-sidecar/tokencache"
+)
+
+const (
+	// What is waited after an answer that asks for patience but not how much.
+	patience429 = 5 * time.Second
+	patience    = time.Second
+
+	maxToken = 16 << 10
+)
+
+// judge decides what an answer means. It returns the fields of a token
+// response that can be used, or an *Error.
+func (l location) judge(a answer, now time.Time) (fields, error) {
+	f, err := parseFields(a.body)
+	if a.status >= 200 && a.status < 300 {
+		return f, l.judgeSuccess(a, f, err)
+	}
+	e := l.judgeFailure(a.status)
+	e.Code = knownCode(f.text("error"))
+	if e.reason == reasonRateLimited {
+		e.retryAfter = parseRetryAfter(a.header.Get("Retry-After"), now)
+		if e.retryAfter == 0 {
+			e.retryAfter = patience
+			if a.status == http.StatusTooManyRequests {
+				e.retryAfter = patience429
+			}
+		}
+	}
+	if e.Code == "use_dpop_nonce" {
+		e.reason, e.advice = reasonTokenType, adviceDPoP
+	}
+	return nil, e
+}
+
+const adviceDPoP = "the server demands DPoP (RFC 9449), which a bearer token cannot satisfy: have bearer tokens enabled for this client"
+
+func (l location) judgeSuccess(a answer, f fields, malformed error) error {
+	// A refresh so answered may have been carried out, so its token may be spent.
+	bad := func(advice string) error {
+		return l.error(a.status, reasonBadResponse, advice, l.unknownRefresh())
+	}
+	switch {
+	case malformed != nil:
+		return bad("the answer is neither a JSON object nor a form, or is larger than 1 MiB: check that TOKEN_URL is the token endpoint")
+	case f.refuses():
+		e := l.error(a.status, reasonBadResponse, "the answer is an error in spite of its status", nil)
+		if l.grantType == refreshToken {
+			e.reason, e.sentinel = reasonInvalidGrant, tokencache.ErrRefreshTokenRejected
+		}
+		e.Code = knownCode(f.text("error"))
+		return e
+	case f.text("access_token") == "":
+		return bad("the answer holds no access_token")
+	case !usableToken(f.text("access_token")):
+		return bad("the access_token holds characters that no header may, or is longer than 16 KiB")
+	case !bearer(f.text("token_type")):
+		return l.error(a.status, reasonTokenType, "the token is not a bearer token: have bearer tokens enabled for this client", l.rejected())
+	}
+	return nil
+}
+
+func (l location) unknownRefresh() error {
+	if l.grantType == refreshToken {
+		return tokencache.ErrOutcomeUnknown
+	}
+	return nil
+}
+
+func (l location) judgeFailure(status int) *Error {
+	switch {
+	case status < 400:
+		return l.error(status, reasonRedirect, "redirects are not followed, since they would carry the credentials elsewhere: set TOKEN_URL to the final address", l.rejected())
+	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		return l.error(status, reasonRateLimited, "the server asks for patience", nil)
+	case status >= 500:
+		return l.error(status, reasonServerError, "the server failed", nil)
+	case l.grantType == refreshToken:
+		return l.error(status, reasonInvalidGrant, "the refresh token is not accepted", l.rejected())
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return l.error(status, reasonInvalidClient, "the client is refused: check CLIENT_ID, the client secret and CLIENT_AUTH_METHOD", l.rejected())
+	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed:
+		return l.error(status, reasonWrongEndpoint, "this is not a token endpoint: check TOKEN_URL", l.rejected())
+	}
+	return l.error(status, reasonInvalidRequest, "the request is not accepted: check CLIENT_AUTH_METHOD, TOKEN_REQUEST_ENCODING, SCOPE, AUDIENCE and RESOURCE", l.rejected())
+}
+
+// usableToken reports whether a token can stand in a header: visible ASCII
+// without the characters that end a value or a list member. That is wider
+// than RFC 6750's b64token, because well-known servers put '!' or '|' into
+// theirs, and narrower than RFC 6749 appendix A.12.
+func usableToken(token string) bool {
+	return len(token) <= maxToken && !strings.ContainsFunc(token, func(r rune) bool {
+		return r <= ' ' || r >= 0x7f || r == ',' || r == '"' || r == '\\'
+	})
+}
+
+// bearer reports whether a token of this token_type is sent as a bearer token.
+// Servers have many names for that ("BearerToken", "Application Access
+// Token"), so only the schemes that demand more of the client are refused.
+func bearer(tokenType string) bool {
+	return !slices.Contains([]string{"dpop", "mac", "pop", "n_a"}, strings.ToLower(tokenType))
+}
+
+// tlsCause names the failures that an operator can act on.
+func tlsCause(err error) string {
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "the certificate is signed by an unknown authority"
+	}
+	if e, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "the certificate is not valid for " + e.Host
+	}
+	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
+		return "the certificate has expired or is not yet valid"
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "the server does not speak TLS"
+	}
+	return "the handshake failed"
+}
