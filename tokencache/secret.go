@@ -47,3 +47,9 @@ func (s Secret) String() string {
 
 // MarshalText implements [encoding.TextMarshaler], which JSON, XML and zap use.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (s *Secret) UnmarshalText(text []byte) error {
+	*s = NewSecret(string(text))
+	return nil
+}

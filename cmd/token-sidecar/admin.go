@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// probes answers the kubelet.
+type probes struct {
+	tokens   interface{ Ready() error }
+	stopping atomic.Bool
+	started  atomic.Bool // a first token has been held
+}
+
+// adminHandler serves GET and HEAD; other methods get 405.
+func adminHandler(p *probes, reg *prometheus.Registry) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /livez", p.live)
+	mux.HandleFunc("GET /readyz", p.ready)
+	mux.HandleFunc("GET /startupz", p.startup)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// live does not depend on the token endpoint: a restart would not bring it back.
+func (p *probes) live(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprintln(w, "ok") }
+
+func (p *probes) ready(w http.ResponseWriter, _ *http.Request) {
+	err := p.tokens.Ready()
+	if p.stopping.Load() {
+		err = fmt.Errorf("shutting down")
+	}
+	answer(w, err)
+}
+
+// startup passes from the first token on, so that containers started after
+// this one find it able to serve.
+func (p *probes) startup(w http.ResponseWriter, _ *http.Request) {
+	if p.started.Load() {
+		answer(w, nil)
+		return
+	}
+	err := p.tokens.Ready()
+	p.started.Store(err == nil)
+	answer(w, err)
+}
+
+func answer(w http.ResponseWriter, err error) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	if err != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = fmt.Fprintln(w, "not ready:", err)
+		return
+	}
+	_, _ = fmt.Fprintln(w, "ok")
+}

@@ -1,0 +1,304 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/token-sidecar/token-sidecar/tokencache"
+	"github.com/token-sidecar/token-sidecar/tokencache/grant"
+)
+
+// config is everything that can be configured. It is read from the
+// environment here and nowhere else, and goes no further than this package.
+type config struct {
+	UpstreamURL upstreamURL `env:"UPSTREAM_URL" help:"Where requests go: the API's base URL, such as https://api.example.com/v1. Required."`
+	TokenURL    endpointURL `env:"TOKEN_URL" help:"The authorization server's token endpoint. Required."`
+
+	ClientID         string            `env:"CLIENT_ID" help:"The OAuth 2.0 client. Required."`
+	ClientSecret     tokencache.Secret `env:"CLIENT_SECRET,unset" help:"Its secret. This or CLIENT_SECRET_FILE is required, unless CLIENT_AUTH_METHOD=none."`
+	ClientSecretFile string            `env:"CLIENT_SECRET_FILE" help:"A file that holds the secret instead. It is read anew for every token request, so the secret can be rotated in place."`
+	ClientAuthMethod grant.ClientAuth  `env:"CLIENT_AUTH_METHOD" envDefault:"client_secret_post" help:"How the client proves itself: client_secret_post, client_secret_basic (form-encoded, as RFC 6749 has it), client_secret_basic_raw (not encoded) or none."`
+
+	TokenRequestEncoding grant.Encoding    `env:"TOKEN_REQUEST_ENCODING" envDefault:"form" help:"The body of token requests: form or json."`
+	Scope                string            `env:"SCOPE" help:"The scope to ask for."`
+	Audience             string            `env:"AUDIENCE" help:"The audience parameter, for servers that want one."`
+	Resource             []string          `env:"RESOURCE" help:"Resource indicators (RFC 8707): absolute URIs, separated by commas."`
+	TokenParameters      tokencache.Secret `env:"TOKEN_PARAMETERS,unset" help:"Further parameters of every token request, as a query: name=value&name=value, percent-encoded."`
+	TokenParametersFile  string            `env:"TOKEN_PARAMETERS_FILE" help:"A file that holds them instead."`
+	TokenHeaders         tokencache.Secret `env:"TOKEN_HEADERS,unset" help:"Further headers of every token request, written like TOKEN_PARAMETERS."`
+	TokenHeadersFile     string            `env:"TOKEN_HEADERS_FILE" help:"A file that holds them instead."`
+	RefreshURL           endpointURL       `env:"REFRESH_URL" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`
+	RefreshClientAuth    bool              `env:"REFRESH_CLIENT_AUTH" envDefault:"true" help:"Whether the client proves itself when it refreshes, as RFC 6749 demands. Some servers want the refresh token alone."`
+	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
+	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
+
+	ExpiresInFormat grant.Format  `env:"EXPIRES_IN_FORMAT" envDefault:"auto" help:"What the number in expires_in means: seconds or milliseconds to live, unix or unix_ms for the time of expiry, auto to tell seconds from Unix times by size, ignore."`
+	DefaultLifetime time.Duration `env:"DEFAULT_LIFETIME" envDefault:"10m" help:"The life assumed of a token if the server tells nothing credible."`
+	MaxLifetime     time.Duration `env:"MAX_LIFETIME" envDefault:"24h" help:"Refreshes are planned as if no token lived longer; 0 turns that off. A longer-lived token still serves to its end if no other can be had."`
+	ExpiryLeeway    time.Duration `env:"EXPIRY_LEEWAY" envDefault:"1s" help:"How long before its expiry a token is not sent any more; at most a tenth of its life."`
+	UseJWTExp       bool          `env:"USE_JWT_EXP" envDefault:"true" help:"Whether the exp claim of a token that is a JWT may shorten its life."`
+	UseDateHeader   bool          `env:"USE_DATE_HEADER" envDefault:"true" help:"Whether a time of expiry is measured by the server's own clock, as its Date header shows it."`
+
+	RefreshWindow      tokencache.Window `env:"REFRESH_WINDOW" envDefault:"0.50-0.75" help:"The part of its life in which a token is refreshed, at a random point."`
+	MinRefreshInterval time.Duration     `env:"MIN_REFRESH_INTERVAL" envDefault:"1s" help:"The least time between two refreshes."`
+	TokenWait          time.Duration     `env:"TOKEN_WAIT" envDefault:"10s" help:"How long a request waits for a token when none is valid."`
+
+	ListenAddress string `env:"LISTEN_ADDRESS" envDefault:"127.0.0.1:8080" help:"Where the app sends its requests to."`
+	AdminAddress  string `env:"ADMIN_ADDRESS" envDefault:"127.0.0.1:9090" help:"Where /livez, /readyz, /startupz and /metrics are served."`
+
+	UpstreamConnectTimeout  time.Duration `env:"UPSTREAM_CONNECT_TIMEOUT" envDefault:"5s" help:"The most that a connection to the upstream may take to come about."`
+	UpstreamResponseTimeout time.Duration `env:"UPSTREAM_RESPONSE_TIMEOUT" envDefault:"0" help:"The most that the upstream may take to begin its answer; 0: no limit."`
+	UpstreamIdleTimeout     time.Duration `env:"UPSTREAM_IDLE_TIMEOUT" envDefault:"4s" help:"How long an idle connection to the upstream is kept. It must be less than the upstream keeps it for, or requests will meet closing connections."`
+	UpstreamProxyURL        proxyURL      `env:"UPSTREAM_PROXY_URL" help:"A proxy for requests to the upstream, written like TOKEN_PROXY_URL."`
+
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"25s" help:"After SIGTERM, how long requests in flight may take to end."`
+	LogLevel     zapcore.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error."`
+}
+
+// loadConfig reads the configuration from an environment. Its error tells all
+// faults at once, each with its variable and what would be right, and shows no
+// value that may be secret.
+func loadConfig(environ map[string]string) (config, error) {
+	var cfg config
+	f := faults{}
+	f.addParseErrors(env.ParseWithOptions(&cfg, env.Options{Environment: environ}))
+	cfg.validate(f)
+	return cfg, f.err()
+}
+
+func (c *config) validate(f faults) {
+	f.unless(c.UpstreamURL.URL != nil, "UPSTREAM_URL", "is required: the API's base URL, such as https://api.example.com/v1")
+	f.unless(c.TokenURL.URL != nil, "TOKEN_URL", "is required: the token endpoint, such as https://auth.example.com/oauth/token")
+	f.unless(c.ClientID != "", "CLIENT_ID", "is required")
+	c.validateSecret(f)
+
+	fromFile(f, &c.TokenParameters, c.TokenParametersFile, "TOKEN_PARAMETERS_FILE")
+	fromFile(f, &c.TokenHeaders, c.TokenHeadersFile, "TOKEN_HEADERS_FILE")
+	c.parameters(f)
+	c.headers(f)
+	for _, r := range c.Resource {
+		u, err := url.Parse(r)
+		f.unless(err == nil && u.IsAbs() && !strings.Contains(r, "#"), "RESOURCE", "want absolute URIs without fragment, separated by commas")
+	}
+
+	for name, d := range map[string]time.Duration{
+		"TOKEN_REQUEST_TIMEOUT": c.TokenRequestTimeout, "DEFAULT_LIFETIME": c.DefaultLifetime, "MIN_REFRESH_INTERVAL": c.MinRefreshInterval,
+		"UPSTREAM_CONNECT_TIMEOUT": c.UpstreamConnectTimeout, "UPSTREAM_IDLE_TIMEOUT": c.UpstreamIdleTimeout,
+	} {
+		f.unless(d > 0, name, "want a duration above 0, such as 10s")
+	}
+	for name, d := range map[string]time.Duration{
+		"MAX_LIFETIME": c.MaxLifetime, "EXPIRY_LEEWAY": c.ExpiryLeeway, "TOKEN_WAIT": c.TokenWait,
+		"UPSTREAM_RESPONSE_TIMEOUT": c.UpstreamResponseTimeout, "DRAIN_TIMEOUT": c.DrainTimeout,
+	} {
+		f.unless(d >= 0, name, "want a duration of 0 or more, such as 10s")
+	}
+	for name, address := range map[string]string{"LISTEN_ADDRESS": c.ListenAddress, "ADMIN_ADDRESS": c.AdminAddress} {
+		_, _, err := net.SplitHostPort(address)
+		f.unless(err == nil, name, "want host:port, such as 127.0.0.1:8080")
+	}
+	_, port, _ := net.SplitHostPort(c.AdminAddress)
+	f.unless(c.AdminAddress != c.ListenAddress || port == "0", "ADMIN_ADDRESS", "must differ from LISTEN_ADDRESS")
+}
+
+func (c *config) validateSecret(f faults) {
+	method := reflect.ValueOf(c.ClientAuthMethod).Pointer()
+	switch {
+	case method == reflect.ValueOf(grant.NoClientAuth).Pointer():
+	case c.ClientSecret.IsZero() && c.ClientSecretFile == "":
+		f.add("CLIENT_SECRET", "is required, or CLIENT_SECRET_FILE, unless CLIENT_AUTH_METHOD=none")
+	case !c.ClientSecret.IsZero() && c.ClientSecretFile != "":
+		f.add("CLIENT_SECRET_FILE", "is set beside CLIENT_SECRET: set one of them")
+	case c.ClientSecretFile != "":
+		_, err := readSecret(c.ClientSecretFile)
+		f.unless(err == nil, "CLIENT_SECRET_FILE", fmt.Sprint(err))
+	}
+}
+
+// secret returns the source of the client secret.
+func (c *config) secret() func() (tokencache.Secret, error) {
+	if c.ClientSecretFile == "" {
+		return func() (tokencache.Secret, error) { return c.ClientSecret, nil }
+	}
+	return func() (tokencache.Secret, error) { return readSecret(c.ClientSecretFile) }
+}
+
+// reservedParameters are those that the grants set themselves; RFC 6749
+// section 3.2 allows none to occur twice.
+var reservedParameters = []string{
+	"grant_type", "client_id", "client_secret", "refresh_token", "scope", "audience", "resource",
+}
+
+func (c *config) parameters(f faults) url.Values {
+	const name = "TOKEN_PARAMETERS"
+	values, err := url.ParseQuery(c.TokenParameters.Reveal())
+	f.unless(err == nil, name, "want name=value&name=value, percent-encoded")
+	for _, reserved := range reservedParameters {
+		f.unless(!values.Has(reserved), name, "must not hold "+reserved+", which has a variable of its own or is set by the grant")
+	}
+	return values
+}
+
+func (c *config) headers(f faults) http.Header {
+	values, err := url.ParseQuery(c.TokenHeaders.Reveal())
+	f.unless(err == nil, "TOKEN_HEADERS", "want Name=value&Name=value, percent-encoded")
+	header := http.Header{"User-Agent": {"token-sidecar/" + runningVersion()}}
+	for name, v := range values {
+		header[http.CanonicalHeaderKey(name)] = v
+	}
+	for _, reserved := range []string{"Authorization", "Content-Type", "Content-Length", "Host"} {
+		f.unless(header[reserved] == nil, "TOKEN_HEADERS", "must not hold "+reserved)
+	}
+	return header
+}
+
+func fromFile(f faults, value *tokencache.Secret, path, name string) {
+	if path == "" {
+		return
+	}
+	f.unless(value.IsZero(), name, "is set beside the variable without _FILE: set one of them")
+	content, err := readSecret(path)
+	f.unless(err == nil, name, fmt.Sprint(err))
+	*value = content
+}
+
+// readSecret reads a file that holds a secret, without the line end that
+// editors put behind it.
+func readSecret(path string) (tokencache.Secret, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return tokencache.Secret{}, err // names the path and the cause alone
+	}
+	secret := tokencache.NewSecret(strings.TrimRight(string(content), "\r\n"))
+	if secret.IsZero() {
+		return secret, fmt.Errorf("%s is empty", path)
+	}
+	return secret, nil
+}
+
+// An endpointURL is an absolute http or https URL.
+type endpointURL struct{ *url.URL }
+
+func (e *endpointURL) UnmarshalText(text []byte) error {
+	u, err := url.Parse(string(text))
+	switch {
+	case err != nil: // which would show the URL, and what secrets it holds
+		return errors.New("is not a URL")
+	case u.Scheme != "https" && u.Scheme != "http", u.Host == "":
+		return errors.New("want an absolute URL that begins with https://")
+	case u.User != nil:
+		return errors.New("must hold no user and password: use CLIENT_ID and CLIENT_SECRET")
+	case u.Fragment != "" || strings.Contains(string(text), "#"):
+		return errors.New("must hold no fragment") // RFC 6749 section 3.2
+	}
+	e.URL = u
+	return nil
+}
+
+// An upstreamURL is a URL that other paths and queries can follow.
+type upstreamURL struct{ endpointURL }
+
+func (u *upstreamURL) UnmarshalText(text []byte) error {
+	if err := u.endpointURL.UnmarshalText(text); err != nil {
+		return err
+	}
+	if u.RawQuery != "" || u.ForceQuery {
+		u.URL = nil
+		return errors.New("must hold no query: the app's requests bring theirs")
+	}
+	return nil
+}
+
+// A proxyURL says which proxy to use, as [http.Transport] wants to know it.
+type proxyURL struct {
+	proxy func(*http.Request) (*url.URL, error)
+}
+
+func (p *proxyURL) UnmarshalText(text []byte) error {
+	if string(text) == "environment" {
+		p.proxy = http.ProxyFromEnvironment
+		return nil
+	}
+	u, err := url.Parse(string(text))
+	if err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme) {
+		return errors.New("want environment, or a URL that begins with http://, https:// or socks5://")
+	}
+	p.proxy = http.ProxyURL(u)
+	return nil
+}
+
+// faults are what is wrong with a configuration, by variable. The first fault
+// of a variable stands.
+type faults map[string]string
+
+func (f faults) add(name, fault string) { f[name] = cmp.Or(f[name], fault) }
+
+func (f faults) unless(ok bool, name, fault string) {
+	if !ok {
+		f.add(name, fault)
+	}
+}
+
+// addParseErrors takes over what package env found, under the names that
+// users know.
+func (f faults) addParseErrors(err error) {
+	aggregate, _ := errors.AsType[env.AggregateError](err)
+	for _, err := range aggregate.Errors {
+		if e, ok := errors.AsType[env.ParseError](err); ok {
+			f.add(variableOf(e.Name), e.Err.Error())
+			continue
+		}
+		f.add("environment", err.Error())
+	}
+}
+
+func (f faults) err() error {
+	if len(f) == 0 {
+		return nil
+	}
+	var lines []string
+	for _, v := range variables() {
+		if fault, ok := f[v.name]; ok {
+			lines = append(lines, "  "+v.name+": "+fault)
+		}
+	}
+	if fault, ok := f["environment"]; ok {
+		lines = append(lines, "  "+fault)
+	}
+	return &configError{fmt.Sprintf("the configuration has %d fault(s):\n%s\nRun token-sidecar help for every variable.", len(lines), strings.Join(lines, "\n"))}
+}
+
+// A configError is answered with exit code 2.
+type configError struct{ text string }
+
+func (e *configError) Error() string { return e.text }
+
+// A variable documents itself: its name, default and meaning.
+type variable struct{ field, name, defaultValue, help string }
+
+// variables lists the configuration in the order of the struct.
+func variables() []variable {
+	var all []variable
+	for field := range reflect.TypeFor[config]().Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+		all = append(all, variable{field.Name, name, field.Tag.Get("envDefault"), field.Tag.Get("help")})
+	}
+	return all
+}
+
+func variableOf(field string) string {
+	all := variables()
+	return all[slices.IndexFunc(all, func(v variable) bool { return v.field == field })].name
+}

@@ -1,0 +1,200 @@
+// Package metrics holds every Prometheus collector of the sidecar, and nothing
+// else. [Metrics] fits the Recorder interfaces of the packages that have
+// something to report; none of them, nor this one, imports the other.
+//
+// No path, host, token or other text from outside becomes a label value, so
+// the number of series is bounded whatever is sent.
+package metrics
+
+import (
+	"net/http"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics is the set of collectors. Its methods are safe for concurrent use
+// and do not block.
+type Metrics struct {
+	refreshes       *prometheus.CounterVec
+	refreshErrors   *prometheus.CounterVec
+	refreshDuration *prometheus.HistogramVec
+	expiry          prometheus.Gauge
+	lastSuccess     prometheus.Gauge
+	nextRefresh     prometheus.Gauge
+	failures        prometheus.Gauge
+	anomalies       *prometheus.CounterVec
+	skew            prometheus.Gauge
+	breakerOpen     prometheus.Gauge
+
+	requests *prometheus.CounterVec
+	served   [len(methods) + 1][maxStatus + 1]atomic.Pointer[prometheus.Counter] // of requests
+	duration prometheus.Histogram
+	inFlight prometheus.Gauge
+	failed   *prometheus.CounterVec
+}
+
+// New registers the collectors with reg.
+func New(reg prometheus.Registerer, version string) *Metrics {
+	m := &Metrics{
+		refreshes: counters("token_refreshes_total",
+			"Requests to the token endpoint, by grant and by what came of them: success, unchanged (it answered with the token already held), rejected (it refused the client or the refresh token) or error.",
+			"grant_type", "result"),
+		refreshErrors: counters("token_refresh_errors_total",
+			"Requests to the token endpoint that brought no token, by grant and reason. invalid_client: check the credentials. invalid_grant on refresh_token is the ordinary end of a refresh token.",
+			"grant_type", "reason"),
+		refreshDuration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: name("token_refresh_duration_seconds"), Help: "How long requests to the token endpoint took.",
+			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"grant_type"}),
+		expiry:      gauge("token_expiry_timestamp_seconds", "When the access token held expires, in Unix time; 0 while there is none. Requests are served until then, whatever the token endpoint does."),
+		lastSuccess: gauge("token_last_refresh_success_timestamp_seconds", "When the token endpoint last issued a token, in Unix time; 0 before the first."),
+		nextRefresh: gauge("token_next_refresh_timestamp_seconds", "When the token endpoint will be asked next, in Unix time."),
+		failures:    gauge("token_refresh_consecutive_failures", "Tries to replace the token that have failed in a row; 0 after a success."),
+		anomalies: counters("token_expiry_anomalies_total",
+			"Statements of the token endpoint about a token's expiry that cannot be right and were not followed, by kind. If it grows, set EXPIRES_IN_FORMAT.", "kind"),
+		skew:        gauge("token_endpoint_clock_skew_seconds", "How far the token endpoint's clock, as its Date header tells, is ahead of the local clock."),
+		breakerOpen: gauge("token_endpoint_breaker_open", "1 while the circuit breaker keeps requests from a token endpoint that failed repeatedly, else 0."),
+		requests: counters("requests_total",
+			"Requests answered, by method (unusual ones as other) and status code. Code 499: the client left first.", "method", "code"),
+		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: name("request_duration_seconds"), Help: "How long requests took, from their head to the last byte of the answer.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
+		}),
+		inFlight: gauge("requests_in_flight", "Requests being served now."),
+		failed: counters("request_errors_total",
+			"Requests that the sidecar answered itself, by reason: token_unavailable (503), upstream_unreachable (502), upstream_timeout (504), request_body (400, the client's body broke off).", "reason"),
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: name("build_info"), Help: "Always 1; the label tells the version that runs.", ConstLabels: prometheus.Labels{"version": version},
+	})
+	build.Set(1)
+	reg.MustRegister(build, m.refreshes, m.refreshErrors, m.refreshDuration, m.expiry, m.lastSuccess, m.nextRefresh,
+		m.failures, m.anomalies, m.skew, m.breakerOpen, m.requests, m.duration, m.inFlight, m.failed)
+	return m
+}
+
+func name(s string) string { return "token_sidecar_" + s }
+
+func gauge(n, help string) prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{Name: name(n), Help: help})
+}
+
+func counters(n, help string, labels ...string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name(n), Help: help}, labels)
+}
+
+// Expect makes the series of failures known before their first increment, at
+// 0, so that a rate over the first failure shows it.
+func (m *Metrics) Expect(refreshReasons, anomalyKinds, requestReasons []string) {
+	for _, grantType := range []string{"client_credentials", "refresh_token"} {
+		m.refreshes.WithLabelValues(grantType, "success")
+		for _, result := range []string{"rejected", "error"} {
+			m.refreshes.WithLabelValues(grantType, result)
+		}
+		for _, reason := range refreshReasons {
+			m.refreshErrors.WithLabelValues(grantType, reason)
+		}
+	}
+	for _, kind := range anomalyKinds {
+		m.anomalies.WithLabelValues(kind)
+	}
+	for _, reason := range requestReasons {
+		m.failed.WithLabelValues(reason)
+	}
+}
+
+// TokenRefreshed counts one request to the token endpoint.
+func (m *Metrics) TokenRefreshed(grantType, result, reason string, took time.Duration) {
+	m.refreshes.WithLabelValues(grantType, result).Inc()
+	m.refreshDuration.WithLabelValues(grantType).Observe(took.Seconds())
+	if reason != "" {
+		m.refreshErrors.WithLabelValues(grantType, reason).Inc()
+		return
+	}
+	m.lastSuccess.SetToCurrentTime()
+}
+
+// TokenScheduled sets what the cache plans. A zero expiry means no token.
+func (m *Metrics) TokenScheduled(expiry, next time.Time, failures int) {
+	m.expiry.Set(timestamp(expiry))
+	m.nextRefresh.Set(timestamp(next))
+	m.failures.Set(float64(failures))
+}
+
+func timestamp(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1e3
+}
+
+// ExpiryAnomaly counts an expiry that could not be believed.
+func (m *Metrics) ExpiryAnomaly(kind string) { m.anomalies.WithLabelValues(kind).Inc() }
+
+// ClockSkew sets how far the token endpoint's clock is ahead.
+func (m *Metrics) ClockSkew(ahead time.Duration) { m.skew.Set(ahead.Seconds()) }
+
+// BreakerChanged sets whether the circuit breaker is open.
+func (m *Metrics) BreakerChanged(open bool) {
+	if open {
+		m.breakerOpen.Set(1)
+		return
+	}
+	m.breakerOpen.Set(0)
+}
+
+// RequestStarted counts a request in flight, until RequestServed.
+func (m *Metrics) RequestStarted() { m.inFlight.Inc() }
+
+// RequestServed counts a request answered.
+func (m *Metrics) RequestServed(method string, status int, took time.Duration) {
+	m.inFlight.Dec()
+	m.duration.Observe(took.Seconds())
+	m.counter(method, status).Inc()
+}
+
+// RequestFailed counts an answer of the sidecar's own.
+func (m *Metrics) RequestFailed(reason string) { m.failed.WithLabelValues(reason).Inc() }
+
+var methods = [...]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+const maxStatus = 599
+
+// counter finds the child of requests without hashing its labels each time.
+// Methods and codes that anyone may invent are folded.
+func (m *Metrics) counter(method string, status int) prometheus.Counter {
+	i := 0
+	for i < len(methods) && methods[i] != method {
+		i++
+	}
+	status = knownStatus(status)
+	slot := &m.served[i][status]
+	if c := slot.Load(); c != nil {
+		return *c
+	}
+	label := "other"
+	if i < len(methods) {
+		label = methods[i]
+	}
+	c := m.requests.WithLabelValues(label, strconv.Itoa(status))
+	slot.Store(&c)
+	return c
+}
+
+// statusClientGone is proxy's code for a client that left.
+const statusClientGone = 499
+
+// knownStatus folds a status that has no name into the first of its class,
+// which is how clients are to treat it (RFC 9110 section 15).
+func knownStatus(status int) int {
+	switch {
+	case status == statusClientGone, http.StatusText(status) != "":
+		return status
+	case status < 100 || status > maxStatus:
+		return http.StatusInternalServerError
+	}
+	return status / 100 * 100
+}

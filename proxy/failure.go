@@ -1,0 +1,148 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// statusClientGone is what is recorded when nobody is left to be answered; it
+// is never sent. The number is nginx's.
+const statusClientGone = 499
+
+// failure is an answer of the proxy's own.
+type failure struct {
+	status  int
+	reason  string // for metrics and the member "error"
+	message string
+	// proxyStatus is an error type of RFC 9209 section 2.3.
+	proxyStatus string
+	cause       string // one word; "": none
+	retryAfter  time.Duration
+}
+
+// fail answers a request that has no answer from the upstream.
+func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
+	f := explain(err, r)
+	if f.status == statusClientGone {
+		if observed, ok := w.(*response); ok {
+			observed.status = f.status
+		}
+		return
+	}
+	h.recorder.RequestFailed(f.reason)
+	h.log.Warn("request not served: "+f.reason, zap.String("cause", f.cause),
+		zap.String("proxy_status", f.proxyStatus), zap.Int("status", f.status), zap.NamedError("error", shown(err)))
+	f.write(w)
+}
+
+// explain finds out what went wrong with r, and so what to answer.
+func explain(err error, r *http.Request) failure {
+	body, _ := r.Body.(*requestBody)
+	switch token, isToken := errors.AsType[noToken](err); {
+	case errors.Is(r.Context().Err(), context.Canceled):
+		return failure{status: statusClientGone}
+	case isToken:
+		return tokenUnavailable(token)
+	case body != nil && body.broken.Load():
+		return failure{status: http.StatusBadRequest, reason: "request_body",
+			message: "The request's body broke off or is malformed.", proxyStatus: "http_request_error"}
+	case isTimeout(err):
+		return failure{status: http.StatusGatewayTimeout, reason: "upstream_timeout",
+			message: "The upstream did not answer in time.", proxyStatus: timeoutType(err)}
+	}
+	return failure{status: http.StatusBadGateway, reason: "upstream_unreachable",
+		message: "The upstream could not be reached, or broke off before it answered.", proxyStatus: unreachableType(err)}
+}
+
+// Reasons lists every reason that a [Recorder] may be told.
+var Reasons = []string{"token_unavailable", "request_body", "upstream_timeout", "upstream_unreachable"}
+
+func tokenUnavailable(err error) failure {
+	f := failure{status: http.StatusServiceUnavailable, reason: "token_unavailable",
+		message: "The sidecar holds no valid access token. Its log, and /readyz on its admin port, tell why.", proxyStatus: "proxy_internal_error"}
+	if e, ok := errors.AsType[interface {
+		error
+		Reason() string
+		RetryAfter() time.Duration
+	}](err); ok {
+		f.cause, f.retryAfter = e.Reason(), max(e.RetryAfter(), time.Second)
+	}
+	return f
+}
+
+func isTimeout(err error) bool {
+	e, ok := errors.AsType[net.Error](err)
+	return errors.Is(err, context.DeadlineExceeded) || ok && e.Timeout()
+}
+
+func timeoutType(err error) string {
+	switch e, ok := errors.AsType[*net.OpError](err); {
+	case ok && e.Op == "dial":
+		return "connection_timeout"
+	case ok:
+		return "connection_read_timeout"
+	}
+	return "http_response_timeout"
+}
+
+func unreachableType(err error) string {
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return "dns_error"
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return "tls_certificate_error"
+	}
+	switch e, ok := errors.AsType[*net.OpError](err); {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection_refused"
+	case ok && e.Op == "dial":
+		return "destination_unavailable"
+	}
+	return "connection_terminated"
+}
+
+// shown is the part of err that quotes nothing of what was sent or received.
+func shown(err error) error {
+	if e, ok := errors.AsType[*net.OpError](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[noToken](err); ok {
+		return e.error
+	}
+	return nil
+}
+
+// write answers in the JSON shape of Admin API v3, with a header that names us
+// as the source (RFC 9209): an upstream's own 503 looks different.
+func (f failure) write(w http.ResponseWriter) {
+	details := map[string]any{"source": "token-sidecar"}
+	status := "token-sidecar; error=" + f.proxyStatus
+	if f.cause != "" {
+		details["reason"] = f.cause
+		status += fmt.Sprintf("; details=%q", f.cause)
+	}
+	if f.retryAfter > 0 {
+		seconds := int(math.Ceil(f.retryAfter.Seconds()))
+		details["retry_after_seconds"] = seconds
+		w.Header().Set("Retry-After", strconv.Itoa(seconds))
+	}
+	w.Header().Set("Proxy-Status", status)
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(f.status)
+	_ = json.NewEncoder(w).Encode(map[string]any{
+		"error": f.reason, "message": f.message, "code": "SIDECAR_" + strings.ToUpper(f.reason), "details": details,
+	})
+}

@@ -1,0 +1,165 @@
+// Package proxy forwards plain requests to one upstream, as bearer requests
+// (RFC 6750 section 2.1). It is [httputil.ReverseProxy] with a RoundTripper
+// that sets the Authorization header, and passes everything else on as it
+// came: bodies and events stream both ways, upgrades, trailers and interim
+// responses go through, the query is not touched.
+//
+// The tokens come from a [TokenSource]; the proxy knows nothing of how they
+// are got. It never follows a redirect and never sends a token to another host
+// than the upstream's.
+package proxy
+
+import (
+	"bufio"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// Recorder is told of every request, for metrics. It must not block.
+type Recorder interface {
+	RequestStarted()
+	// RequestServed reports what the client was answered: 499 if it left
+	// before there was an answer.
+	RequestServed(method string, status int, took time.Duration)
+	// RequestFailed reports an answer of the proxy's own; reason is one word
+	// of a fixed set.
+	RequestFailed(reason string)
+}
+
+// Config is what a proxy is made of. Upstream and Tokens are required.
+type Config struct {
+	// Upstream is where requests go: scheme, host and a path that is put
+	// before theirs.
+	Upstream  *url.URL
+	Tokens    TokenSource
+	Transport http.RoundTripper // nil: NewTransport(TransportConfig{})
+	Log       *zap.Logger       // nil: silent
+	Recorder  Recorder          // nil: none
+}
+
+// New returns the handler that forwards requests as cfg says.
+func New(cfg Config) http.Handler {
+	if cfg.Transport == nil {
+		cfg.Transport = NewTransport(TransportConfig{})
+	}
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
+	}
+	if cfg.Recorder == nil {
+		cfg.Recorder = noRecorder{}
+	}
+	h := &handler{recorder: cfg.Recorder, log: oncePerMinute(cfg.Log)}
+	h.reverse = &httputil.ReverseProxy{
+		Rewrite:      func(pr *httputil.ProxyRequest) { rewrite(pr, cfg.Upstream) },
+		Transport:    &bearer{tokens: cfg.Tokens, next: cfg.Transport},
+		BufferPool:   &bufferPool{},
+		ErrorHandler: h.fail,
+		ErrorLog:     stdLog(h.log),
+	}
+	return h
+}
+
+type handler struct {
+	reverse  *httputil.ReverseProxy
+	recorder Recorder
+	log      *zap.Logger
+}
+
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	h.recorder.RequestStarted()
+	observed := &response{ResponseWriter: w}
+	defer func() { // also when ReverseProxy aborts the connection by a panic
+		h.recorder.RequestServed(r.Method, observed.status, time.Since(start))
+	}()
+	if r.ProtoMajor == 1 && r.ContentLength != 0 {
+		// The upstream may answer while the body is still on its way; HTTP/2
+		// allows that by itself.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
+	h.reverse.ServeHTTP(observed, r)
+}
+
+func rewrite(pr *httputil.ProxyRequest, upstream *url.URL) {
+	pr.SetURL(upstream)
+	// ReverseProxy drops what it cannot parse of a query, for the sake of
+	// those who decide by it. We do not, so it goes on as it came.
+	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
+	pr.Out.Header.Del("Authorization")
+	// What the app says of its own clients is its to say.
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if values, ok := pr.In.Header[name]; ok {
+			pr.Out.Header[name] = values
+		}
+	}
+	if pr.Out.Body != nil {
+		pr.Out.Body = newRequestBody(pr)
+	}
+}
+
+// response notes the status of the answer.
+type response struct {
+	http.ResponseWriter
+	status int
+}
+
+func (r *response) WriteHeader(status int) {
+	if status >= 200 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Hijack is called when the upstream has switched protocols.
+func (r *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	r.status = http.StatusSwitchingProtocols
+	return http.NewResponseController(r.ResponseWriter).Hijack()
+}
+
+// Unwrap lets [http.ResponseController] find the methods we do not have.
+func (r *response) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// A bufferPool spares the 32 KiB that ReverseProxy allocates for each response.
+type bufferPool struct{ pool sync.Pool }
+
+const bufferSize = 32 << 10
+
+func (p *bufferPool) Get() []byte {
+	if b, ok := p.pool.Get().(*[bufferSize]byte); ok {
+		return b[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+func (p *bufferPool) Put(b []byte) { p.pool.Put((*[bufferSize]byte)(b)) }
+
+// oncePerMinute drops all but the first line of a kind in a minute: what goes
+// wrong with one request tends to go wrong with many.
+func oncePerMinute(l *zap.Logger) *zap.Logger {
+	return l.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
+	}))
+}
+
+// stdLog is for what ReverseProxy has to say, about bodies that break off.
+func stdLog(l *zap.Logger) *log.Logger {
+	std, err := zap.NewStdLogAt(l, zapcore.DebugLevel)
+	if err != nil {
+		panic(err) // debug is a level
+	}
+	return std
+}
+
+type noRecorder struct{}
+
+func (noRecorder) RequestStarted()                          {}
+func (noRecorder) RequestServed(string, int, time.Duration) {}
+func (noRecorder) RequestFailed(string)                     {}

@@ -1,0 +1,62 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httputil"
+	"net/textproto"
+	"slices"
+	"strings"
+	"sync/atomic"
+)
+
+// A requestBody is the client's body on its way upstream. It remembers whether
+// it was the client that broke it off, and carries the announced trailers over:
+// the server learns their values at the end of the body, when ReverseProxy has
+// long made its copy of the request.
+type requestBody struct {
+	io.ReadCloser
+	in, out http.Header // trailers
+	broken  atomic.Bool
+}
+
+func newRequestBody(pr *httputil.ProxyRequest) io.ReadCloser {
+	b := &requestBody{ReadCloser: pr.Out.Body}
+	if len(pr.In.Trailer) > 0 {
+		b.in, b.out = pr.In.Trailer, http.Header{}
+		for name := range pr.In.Trailer {
+			if trailerAllowed(name) {
+				b.out[name] = nil
+			}
+		}
+		pr.Out.Trailer = b.out
+	}
+	return b
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	switch {
+	case err == nil:
+	case errors.Is(err, io.EOF):
+		for name := range b.out { // not those of in: it may hold more than was announced
+			b.out[name] = b.in[name]
+		}
+	default:
+		b.broken.Store(true)
+	}
+	return n, err
+}
+
+// trailerAllowed refuses fields that RFC 9110 section 6.5.1 bars from
+// trailers, since recipients may take them for headers: those of framing,
+// routing and authentication above all.
+func trailerAllowed(name string) bool {
+	name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
+	return !slices.Contains([]string{
+		"Authorization", "Proxy-Authorization", "Cookie", "Host", "Connection", "Content-Length",
+		"Content-Encoding", "Content-Type", "Content-Range", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+		"Cache-Control", "Expect", "Max-Forwards", "Range", "Pragma",
+	}, name)
+}

@@ -1,0 +1,55 @@
+package proxy
+
+import (
+	"cmp"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+const (
+	// DefaultIdleTimeout is below the shortest that servers are known to
+	// keep idle connections for (Node.js: 5 s). Whoever closes first decides
+	// whether a POST can meet a closing connection, which nobody may repeat.
+	DefaultIdleTimeout = 4 * time.Second
+	// DefaultConnectTimeout bounds dialling, and the TLS handshake again.
+	DefaultConnectTimeout = 5 * time.Second
+
+	// No connection in use is given up for want of room in the pool: to dial
+	// anew costs more than the request itself.
+	maxIdle = 1024
+)
+
+// TransportConfig is what may be said about connections to the upstream.
+type TransportConfig struct {
+	ConnectTimeout time.Duration // 0: DefaultConnectTimeout
+	// ResponseTimeout bounds the wait for the head of a response after the
+	// request is sent; 0: none, for there are long polls.
+	ResponseTimeout time.Duration
+	IdleTimeout     time.Duration // 0: DefaultIdleTimeout
+	// Proxy is as in [http.Transport]; nil: no proxy, whatever the
+	// environment says, since a proxy named by it would get the tokens.
+	Proxy func(*http.Request) (*url.URL, error)
+}
+
+// NewTransport returns a transport made for one upstream.
+func NewTransport(cfg TransportConfig) *http.Transport {
+	connect := cmp.Or(cfg.ConnectTimeout, DefaultConnectTimeout)
+	return &http.Transport{
+		Proxy:                 cfg.Proxy,
+		DialContext:           (&net.Dialer{Timeout: connect}).DialContext,
+		TLSHandshakeTimeout:   connect,
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
+		ForceAttemptHTTP2:     true,
+		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
+		MaxIdleConns:          maxIdle,
+		MaxIdleConnsPerHost:   maxIdle,
+		IdleConnTimeout:       cmp.Or(cfg.IdleTimeout, DefaultIdleTimeout),
+		ResponseHeaderTimeout: cfg.ResponseTimeout,
+		ExpectContinueTimeout: time.Second,
+		// Bodies pass as they are. To unpack them would change them, and cost.
+		DisableCompression: true,
+	}
+}
