@@ -61,7 +61,7 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	tuneRuntime(environ)
+	tuneRuntime(environ, memoryLimit(os.DirFS("/")))
 	log := newLogger(stderr, cfg.LogLevel)
 	proxyListener, err := listen("LISTEN_ADDRESS", cfg.ListenAddress)
 	if err != nil {

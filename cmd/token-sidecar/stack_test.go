@@ -29,8 +29,12 @@ func exampleEnv(t *testing.T, name string) map[string]string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return parseEnvFile(string(content))
+}
+
+func parseEnvFile(content string) map[string]string {
 	environ := map[string]string{}
-	for line := range strings.Lines(string(content)) {
+	for line := range strings.Lines(content) {
 		line = strings.TrimSpace(line)
 		if key, value, ok := strings.Cut(line, "="); ok && !strings.HasPrefix(line, "#") {
 			environ[key] = value

@@ -1,0 +1,91 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
+)
+
+func TestEverySettingReachesTheTokenRequest(t *testing.T) {
+	folder := t.TempDir()
+	file := func(name, content string) string {
+		path := filepath.Join(folder, name)
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	environ := map[string]string{
+		"UPSTREAM_URL": "https://api.example.com/v1", "TOKEN_URL": "https://auth.example.com/oauth/token?tenant=7",
+		"CLIENT_ID": "id", "CLIENT_SECRET_FILE": file("secret", "p&ss\n"), "CLIENT_AUTH_METHOD": "client_secret_basic",
+		"SCOPE": "read write", "AUDIENCE": "api", "RESOURCE": "https://a.example,https://b.example",
+		"TOKEN_PARAMETERS_FILE": file("parameters", "account_id=4%262\n"), "TOKEN_HEADERS": "x-version=3",
+		"DEFAULT_LIFETIME": "", // empty is as good as not set
+	}
+	provider := &granttest.Server{ClientID: "id", ClientSecret: "p&ss"}
+	var seen string
+	provider.Script(func(w http.ResponseWriter, r *http.Request, grant http.Handler) {
+		body, _ := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(strings.NewReader(string(body)))
+		seen = fmt.Sprint(r.URL.RawQuery, " ", string(body), " ", r.Header.Get("X-Version"), " ", r.Header.Get("User-Agent"))
+		grant.ServeHTTP(w, r)
+	})
+	withStack(t, environ, provider, func(s *stack) {
+		if uri := s.get("/orders").URI; uri != "/v1/orders" {
+			t.Errorf("upstream path: got %s", uri)
+		}
+	})
+	want := "tenant=7 account_id=4%262&audience=api&grant_type=client_credentials" +
+		"&resource=https%3A%2F%2Fa.example&resource=https%3A%2F%2Fb.example&scope=read+write 3 token-sidecar/" + runningVersion()
+	if seen != want {
+		t.Errorf("token request:\ngot  %s\nwant %s", seen, want)
+	}
+}
+
+func TestDefaultsAreValid(t *testing.T) {
+	cfg, err := loadConfig(map[string]string{
+		"UPSTREAM_URL": "http://localhost", "TOKEN_URL": "http://localhost/token", "CLIENT_ID": "id", "CLIENT_AUTH_METHOD": "none",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cfg.ListenAddress != "127.0.0.1:8080" || cfg.AdminAddress != "127.0.0.1:9090" {
+		t.Errorf("the default is to listen at %s and %s, want loopback", cfg.ListenAddress, cfg.AdminAddress)
+	}
+	if cfg.TokenProxyURL.proxy != nil || cfg.UpstreamProxyURL.proxy != nil {
+		t.Error("a proxy is used unasked")
+	}
+	if cfg.TokenRequestTimeout != 10*time.Second {
+		t.Errorf("got %v for a token request", cfg.TokenRequestTimeout)
+	}
+}
+
+func TestProxiesAreUsedWhenAskedFor(t *testing.T) {
+	environ := map[string]string{
+		"UPSTREAM_URL": "http://localhost", "TOKEN_URL": "http://localhost/token", "CLIENT_ID": "id", "CLIENT_SECRET": "s",
+		"TOKEN_PROXY_URL": "http://user:password@proxy:3128", "UPSTREAM_PROXY_URL": "environment",
+	}
+	cfg, err := loadConfig(environ)
+	if err != nil || cfg.TokenProxyURL.proxy == nil || cfg.UpstreamProxyURL.proxy == nil {
+		t.Fatalf("got %v", err)
+	}
+	req, _ := http.NewRequest("GET", "http://localhost/token", nil)
+	if u, err := cfg.TokenProxyURL.proxy(req); err != nil || u.Host != "proxy:3128" {
+		t.Errorf("got %v, %v", u, err)
+	}
+	for _, bad := range []string{"proxy:3128", "http://us er@proxy", "ftp://proxy", "http://"} {
+		faulty := maps.Clone(environ)
+		faulty["TOKEN_PROXY_URL"] = bad
+		if _, err := loadConfig(faulty); err == nil || strings.Contains(err.Error(), "us er") {
+			t.Errorf("%q: got %v", bad, err)
+		}
+	}
+}
