@@ -63,6 +63,10 @@ type Config struct {
 	// MinInterval is the least time between two cycles of requests to the
 	// server, unless a token's own life is too short for it.
 	MinInterval time.Duration
+	// Hold bounds how long AccessToken waits, while a refresh is on its way
+	// that may kill the token at hand, before it gives that out all the same;
+	// 0: not at all, for servers that let the old token live.
+	Hold time.Duration
 	// InvalidateInterval is the least time between two renewals asked for by
 	// Invalidate, so that an upstream which refuses every token causes no storm.
 	InvalidateInterval time.Duration
@@ -81,23 +85,27 @@ type Cache struct {
 	state atomic.Pointer[state] // only Run replaces it
 	wake  chan struct{}         // asks Run to look at the state and the clocks again
 
-	// Used by Run alone.
-	forcedAfter instant // no renewal on account of Invalidate before this
-	logged      failureLog
+	logged failureLog // Run's
 }
 
-// state is all that is known at one time. It is replaced, never changed.
+// state is all that is known at one time. It is replaced, never changed, but
+// for the one thing that others than Run find out.
 type state struct {
+	facts
+	refused    atomic.Bool   // the upstream refused access
+	superseded chan struct{} // closed when another state takes its place
+}
+
+type facts struct {
 	token      Token
 	access     string  // token.Access, revealed once; "": no token
 	goodUntil  instant // when access stops being handed out
+	heldUntil  instant // until then callers wait for what takes access's place
 	next       instant // when the server is asked next
+	forceable  instant // when Invalidate may bring that forward
 	err        error   // why the last cycle failed; nil: it did not
 	failures   int     // cycles failed in a row
 	refreshTry int     // of those, with the refresh token now held
-
-	refused    atomic.Bool   // the upstream refused access
-	superseded chan struct{} // closed when another state takes its place
 }
 
 // New returns an empty Cache. Run fills it.
@@ -113,7 +121,7 @@ func New(cfg Config) *Cache {
 	}
 	c := &Cache{cfg: cfg, origin: time.Now(), random: rand.Float64, wake: make(chan struct{}, 1)}
 	c.now = func() instant { return instantOf(time.Now(), c.origin) }
-	c.state.Store(&state{next: c.now(), superseded: make(chan struct{})})
+	c.state.Store(&state{facts: facts{next: c.now()}, superseded: make(chan struct{})})
 	return c
 }
 
@@ -121,8 +129,13 @@ func New(cfg Config) *Cache {
 // the loop to bring one, for Config.Wait at most, but no longer than there is
 // hope: once the loop's next try lies beyond the wait, all who wait learn at
 // once why the last one failed. The error implements [Failure].
+//
+// It also waits while the token at hand is about to be replaced because it
+// was refused, or by a refresh that may kill it, rather than give out what is
+// dead on arrival.
 func (c *Cache) AccessToken(ctx context.Context) (string, error) {
-	if s := c.state.Load(); s.valid(c.now()) {
+	s, now := c.state.Load(), c.now()
+	if s.valid(now) && s.hold(now, c.cfg.Wait) <= 0 {
 		return s.access, nil
 	}
 	return c.await(ctx)
@@ -133,24 +146,38 @@ func (c *Cache) await(ctx context.Context) (string, error) {
 	defer cancel()
 	deadline := c.now().add(c.cfg.Wait)
 	for {
-		s := c.state.Load()
-		switch {
-		case s.valid(c.now()):
+		s, now := c.state.Load(), c.now()
+		patience := c.cfg.Wait
+		switch valid := s.valid(now); {
+		case valid && ctx.Err() != nil:
 			return s.access, nil
+		case valid:
+			if patience = s.hold(now, c.cfg.Wait); patience <= 0 {
+				return s.access, nil
+			}
 		case deadline.until(s.next) > 0, ctx.Err() != nil:
 			return "", c.unavailable(s)
 		}
 		c.nudge() // the token may have expired by a clock that Run has not seen yet
-		select {
-		case <-s.superseded:
-		case <-ctx.Done():
-		}
+		c.sleep(ctx, s, patience)
+	}
+}
+
+// sleep returns when s is superseded, ctx is done or patience is at its end.
+func (c *Cache) sleep(ctx context.Context, s *state, patience time.Duration) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-s.superseded:
+	case <-ctx.Done():
+	case <-timer.C:
 	}
 }
 
 // Invalidate says that the upstream refused accessToken. If that is the token
-// still held it is replaced by a full grant soon: its refresh token, of the
-// same pair, is as doubtful. Until then it is still handed out.
+// still held it is replaced by a full grant at once: its refresh token, of the
+// same pair, is as doubtful. If such a renewal has just taken place, or the
+// server is in trouble, the token stays in use.
 func (c *Cache) Invalidate(accessToken string) {
 	if s := c.state.Load(); s.access != "" && s.access == accessToken && !s.refused.Swap(true) {
 		c.nudge()
@@ -180,7 +207,7 @@ func (c *Cache) Run(ctx context.Context) error {
 // sleepUntilDue returns true when the server is to be asked, false when ctx is done.
 func (c *Cache) sleepUntilDue(ctx context.Context) bool {
 	for {
-		left := c.now().until(c.due())
+		left := c.now().until(c.state.Load().due())
 		if left <= 0 {
 			return ctx.Err() == nil
 		}
@@ -196,24 +223,22 @@ func (c *Cache) sleepUntilDue(ctx context.Context) bool {
 	}
 }
 
-// due is when the server is to be asked next. A refused token brings that
-// forward, but not while the server itself is in trouble.
-func (c *Cache) due() instant {
-	s := c.state.Load()
-	if s.refused.Load() && s.err == nil {
-		return s.next.earlier(c.forcedAfter)
-	}
-	return s.next
-}
-
 // cycle asks the server once, with the refresh token or in full, or with both
 // in turn, and publishes what came of it.
 func (c *Cache) cycle(ctx context.Context) {
-	old := c.state.Load()
+	old, now := c.state.Load(), c.now()
 	forced := old.refused.Load()
-	if forced {
-		c.forcedAfter = c.now().add(c.cfg.InvalidateInterval)
+	switch {
+	case forced:
 		c.cfg.Log.Warn("the upstream refused the access token before its expiry: asking for another")
+		held := old.facts
+		held.forceable = now.add(c.cfg.InvalidateInterval)
+		held.heldUntil = now.add(c.cfg.Wait)
+		old = c.publish(held)
+	case old.valid(now) && old.refreshable(now):
+		held := old.facts
+		held.heldUntil = now.add(c.cfg.Hold)
+		old = c.publish(held)
 	}
 	token, grant, err := c.renew(ctx, old, forced)
 	switch {
@@ -266,7 +291,7 @@ func outcome(err error, same bool) (result, why string) {
 	return "success", ""
 }
 
-func (c *Cache) renewed(old *state, token Token, grant string) *state {
+func (c *Cache) renewed(old *state, token Token, grant string) facts {
 	issued := instantOf(token.Issued, c.origin)
 	life := token.Expiry.Sub(token.Issued)
 	token.Lifetime = cmp.Or(token.Lifetime, life)
@@ -277,11 +302,12 @@ func (c *Cache) renewed(old *state, token Token, grant string) *state {
 		// of it, goes to nothing: only the whole interval prevents a hot loop.
 		floor = c.cfg.MinInterval
 	}
-	s := &state{
+	s := facts{
 		token:     token,
 		access:    token.Access.Reveal(),
 		goodUntil: issued.add(life - min(c.cfg.Leeway, life/10)),
 		next:      issued.add(after),
+		forceable: old.forceable,
 	}
 	if now := c.now(); now.until(s.next) < floor {
 		s.next = now.add(floor)
@@ -292,11 +318,9 @@ func (c *Cache) renewed(old *state, token Token, grant string) *state {
 	return s
 }
 
-func (c *Cache) failed(old *state, grant string, err error) *state {
-	s := &state{
-		token: old.token, access: old.access, goodUntil: old.goodUntil,
-		err: err, failures: old.failures + 1, refreshTry: old.refreshTry,
-	}
+func (c *Cache) failed(old *state, grant string, err error) facts {
+	s := old.facts
+	s.err, s.failures, s.heldUntil = err, old.failures+1, instant{}
 	if errors.Is(err, ErrNotAsked) {
 		s.err, s.failures = cmp.Or(old.err, err), old.failures
 	}
@@ -312,11 +336,11 @@ func (c *Cache) failed(old *state, grant string, err error) *state {
 	return s
 }
 
-func (c *Cache) publish(s *state) {
-	s.superseded = make(chan struct{})
-	old := c.state.Swap(s)
-	close(old.superseded)
+func (c *Cache) publish(f facts) *state {
+	s := &state{facts: f, superseded: make(chan struct{})}
+	close(c.state.Swap(s).superseded)
 	c.cfg.Recorder.TokenScheduled(s.token.Expiry, s.next.wall, s.failures)
+	return s
 }
 
 func (c *Cache) nudge() {
@@ -327,6 +351,27 @@ func (c *Cache) nudge() {
 }
 
 func (s *state) valid(now instant) bool { return s.access != "" && now.until(s.goodUntil) > 0 }
+
+// due is when the server is to be asked next. A refused token brings that
+// forward, but not while the server itself is in trouble.
+func (s *state) due() instant {
+	if s.refused.Load() && s.err == nil {
+		return s.next.earlier(s.forceable)
+	}
+	return s.next
+}
+
+// hold is how long a caller should wait for the token that will take the
+// place of a valid one, wait at most.
+func (s *state) hold(now instant, wait time.Duration) time.Duration {
+	if s.refused.Load() && s.err == nil && now.until(s.forceable) <= 0 {
+		return wait // Run is about to see it
+	}
+	if s.heldUntil.mono == 0 {
+		return 0
+	}
+	return min(wait, now.until(s.heldUntil))
+}
 
 // refreshable reports whether the refresh token is worth sending: it is if it
 // is there, has not expired, and has not failed twice.

@@ -114,7 +114,7 @@ func wantAsked(t *testing.T, s *server, want string) {
 	}
 }
 
-var down = errors.New("down")
+var errDown = errors.New("down")
 
 func TestTokenIsRefreshedLongBeforeItExpires(t *testing.T) {
 	s := &server{}
@@ -157,7 +157,7 @@ func TestRefreshTokenIsTriedTwiceThenInFull(t *testing.T) {
 	s := &server{}
 	run(t, s, Config{Wait: time.Second}, func(t *testing.T, c *Cache) {
 		wantToken(t, c, "access-1")
-		s.change(func() { s.refresh = down })
+		s.change(func() { s.refresh = errDown })
 		time.Sleep(50 * time.Minute)
 		wantToken(t, c, "access-2")
 		wantAsked(t, s, "client_credentials refresh_token refresh_token client_credentials")
@@ -179,7 +179,7 @@ func TestBusyServerKeepsTheRefreshToken(t *testing.T) {
 
 func TestExpiredRefreshTokenIsNotSent(t *testing.T) {
 	now := instant{wall: time.Now()}
-	s := &state{token: Token{Refresh: NewSecret("r"), RefreshExpiry: now.wall}}
+	s := &state{facts: facts{token: Token{Refresh: NewSecret("r"), RefreshExpiry: now.wall}}}
 	if s.refreshable(now) {
 		t.Error("a refresh token was to be sent after its expiry")
 	}
@@ -192,11 +192,11 @@ func TestOutageIsNotFeltWhileTheTokenLives(t *testing.T) {
 	s := &server{}
 	run(t, s, Config{Leeway: time.Second}, func(t *testing.T, c *Cache) {
 		synctest.Wait()
-		s.change(func() { s.refresh, s.grant = down, down })
+		s.change(func() { s.refresh, s.grant = errDown, errDown })
 		time.Sleep(time.Hour - time.Second - 1)
 		wantToken(t, c, "access-1") // to its last second
-		time.Sleep(1)
-		if token, err := c.AccessToken(t.Context()); token != "" || !errors.Is(err, down) {
+		time.Sleep(time.Nanosecond)
+		if token, err := c.AccessToken(t.Context()); token != "" || !errors.Is(err, errDown) {
 			t.Errorf("after expiry: got %q, %v, want the reason of the outage", token, err)
 		}
 		s.asked()
@@ -389,9 +389,9 @@ func TestReadySaysWhyNot(t *testing.T) {
 		if err := c.Ready(); err != nil {
 			t.Errorf("with a token: %v", err)
 		}
-		s.change(func() { s.refresh, s.grant = down, down })
+		s.change(func() { s.refresh, s.grant = errDown, errDown })
 		time.Sleep(59*time.Minute + 30*time.Second)
-		if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "expires in") || !errors.Is(err, down) {
+		if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "expires in") || !errors.Is(err, errDown) {
 			t.Errorf("just before the end: %v", err)
 		}
 		time.Sleep(time.Minute)
@@ -480,7 +480,7 @@ func TestLogTellsEachChangeOnce(t *testing.T) {
 	s := &server{}
 	run(t, s, Config{Log: zap.New(core)}, func(t *testing.T, c *Cache) {
 		synctest.Wait()
-		s.change(func() { s.refresh, s.grant = down, down })
+		s.change(func() { s.refresh, s.grant = errDown, errDown })
 		time.Sleep(2 * time.Hour)
 		failures := logs.FilterMessage("no new access token").Len()
 		asked := len(strings.Fields(s.asked())) - 1
@@ -541,6 +541,68 @@ func BenchmarkAccessToken(b *testing.B) {
 			if _, err := c.AccessToken(ctx); err != nil {
 				b.Fatal(err)
 			}
+		}
+	})
+}
+
+func TestCallersWaitForARefreshThatMayKillTheToken(t *testing.T) {
+	s := &server{took: 300 * time.Millisecond}
+	run(t, s, Config{Wait: 10 * time.Second, Hold: time.Second, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		time.Sleep(30*time.Minute - 200*time.Millisecond)
+		start := time.Now()
+		wantToken(t, c, "access-2")
+		if waited := time.Since(start); waited != 200*time.Millisecond {
+			t.Errorf("waited %v, want until the answer was there", waited)
+		}
+	})
+}
+
+func TestHoldIsBounded(t *testing.T) {
+	s := &server{}
+	run(t, s, Config{Wait: 10 * time.Second, Hold: time.Second, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		s.change(func() { s.took = time.Minute })
+		time.Sleep(30 * time.Minute)
+		synctest.Wait()
+		start := time.Now()
+		wantToken(t, c, "access-1")
+		if waited := time.Since(start); waited != time.Second {
+			t.Errorf("waited %v for a refresh that hangs, want the second allowed", waited)
+		}
+	})
+}
+
+func TestHoldEndsWhenTheRefreshFails(t *testing.T) {
+	s := &server{}
+	run(t, s, Config{Wait: 10 * time.Second, Hold: time.Second, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		s.change(func() { s.took, s.refresh = 100*time.Millisecond, errDown })
+		time.Sleep(30 * time.Minute)
+		synctest.Wait()
+		start := time.Now()
+		wantToken(t, c, "access-1")
+		if waited := time.Since(start); waited != 100*time.Millisecond {
+			t.Errorf("waited %v, want until it was known that the token stays", waited)
+		}
+	})
+}
+
+func TestRefusedTokenIsNotGivenOutWhileItIsReplaced(t *testing.T) {
+	s := &server{}
+	run(t, s, Config{Wait: 10 * time.Second, InvalidateInterval: 10 * time.Second}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		s.change(func() { s.took = 2 * time.Second })
+		c.Invalidate("access-1")
+		wantToken(t, c, "access-2")
+
+		s.change(func() { s.grant = errDown })
+		time.Sleep(10 * time.Second)
+		c.Invalidate("access-2")
+		start := time.Now()
+		wantToken(t, c, "access-2") // no other can be had, so it is for the upstream to say
+		if waited := time.Since(start); waited != 2*time.Second {
+			t.Errorf("waited %v, want until the renewal had failed", waited)
 		}
 	})
 }

@@ -15,7 +15,7 @@ type failureLog struct {
 	at     instant
 }
 
-func (c *Cache) logFailure(s *state, grant string, wait time.Duration) {
+func (c *Cache) logFailure(s facts, grant string, wait time.Duration) {
 	now, why := c.now(), reason(s.err)
 	if why == c.logged.reason && c.logged.at.until(now) < repeatLog {
 		return

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -37,7 +38,7 @@ func TestScript(t *testing.T) {
 		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "term": term, "waitfor": waitFor, "http": doHTTP, "nosecrets": noSecrets,
-			"example": useExample, "provider": provider, "inflight": inFlight, "answered": answered, "until-token": untilToken,
+			"example": useExample, "provider": provider, "inflight": inFlight, "answered": answered, "until-token": untilToken, "until": until,
 		},
 	})
 }
@@ -154,6 +155,21 @@ func send(method, url string) (string, error) {
 	_ = resp.Header.Write(&b)
 	_, err = io.Copy(&b, resp.Body)
 	return b.String(), err
+}
+
+// until PATTERN URL asks until the answer matches.
+func until(ts *testscript.TestScript, _ bool, args []string) {
+	pattern, answer := regexp.MustCompile(args[0]), ""
+	for range 1000 {
+		var err error
+		answer, err = send("GET", args[1])
+		ts.Check(err)
+		if pattern.MatchString(answer) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	ts.Fatalf("still %s", answer)
 }
 
 // until-token N URL asks until the Nth token is in use, or a later one. No

@@ -84,26 +84,7 @@ type server struct {
 
 func newServer(t *testing.T, v variant, refreshLife time.Duration) *server {
 	t.Helper()
-	tokens, err := store.NewMemoryTokenStore()
-	if err != nil {
-		t.Fatal(err)
-	}
-	clients := store.NewClientStore()
-	if err := clients.Set(clientID, &models.Client{ID: clientID, Secret: clientSecret}); err != nil {
-		t.Fatal(err)
-	}
-	manager := manage.NewDefaultManager()
-	manager.MapTokenStorage(tokens)
-	manager.MapClientStorage(clients)
-	manager.SetClientTokenCfg(&manage.Config{
-		AccessTokenExp: accessLife, RefreshTokenExp: refreshLife, IsGenerateRefresh: true,
-	})
-	manager.SetRefreshTokenCfg(&manage.RefreshingConfig{
-		AccessTokenExp: accessLife, RefreshTokenExp: refreshLife, IsGenerateRefresh: true,
-		IsResetRefreshTime: true, IsRemoveAccess: true, IsRemoveRefreshing: true,
-	})
-	oauth := oauth2server.NewDefaultServer(manager)
-	oauth.Config.AllowedGrantTypes = []oauth2.GrantType{oauth2.ClientCredentials, oauth2.Refreshing}
+	oauth, tokens := newAuthorizationServer(t, refreshLife)
 	oauth.ClientInfoHandler = v.credentials
 
 	s := &server{}
@@ -133,6 +114,31 @@ func newServer(t *testing.T, v variant, refreshLife time.Duration) *server {
 	t.Cleanup(socket.Close)
 	s.url = socket.URL
 	return s
+}
+
+func newAuthorizationServer(t *testing.T, refreshLife time.Duration) (*oauth2server.Server, oauth2.TokenStore) {
+	t.Helper()
+	tokens, err := store.NewMemoryTokenStore()
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients := store.NewClientStore()
+	if err := clients.Set(clientID, &models.Client{ID: clientID, Secret: clientSecret}); err != nil {
+		t.Fatal(err)
+	}
+	manager := manage.NewDefaultManager()
+	manager.MapTokenStorage(tokens)
+	manager.MapClientStorage(clients)
+	manager.SetClientTokenCfg(&manage.Config{
+		AccessTokenExp: accessLife, RefreshTokenExp: refreshLife, IsGenerateRefresh: true,
+	})
+	manager.SetRefreshTokenCfg(&manage.RefreshingConfig{
+		AccessTokenExp: accessLife, RefreshTokenExp: refreshLife, IsGenerateRefresh: true,
+		IsResetRefreshTime: true, IsRemoveAccess: true, IsRemoveRefreshing: true,
+	})
+	oauth := oauth2server.NewDefaultServer(manager)
+	oauth.Config.AllowedGrantTypes = []oauth2.GrantType{oauth2.ClientCredentials, oauth2.Refreshing}
+	return oauth, tokens
 }
 
 func (s *server) client(t *testing.T, v variant, id, secret string) *grant.Client {
