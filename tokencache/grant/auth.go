@@ -19,8 +19,8 @@ type ClientAuth func(id string, secret tokencache.Secret, params url.Values, hea
 // ClientSecretPost sends the credentials as body parameters
 // (RFC 6749 section 2.3.1), in whatever encoding the body has.
 func ClientSecretPost(id string, secret tokencache.Secret, params url.Values, _ http.Header) {
-	params.Set("client_id", id)
-	params.Set("client_secret", secret.Reveal())
+	setUnlessEmpty(params, "client_id", id)
+	setUnlessEmpty(params, "client_secret", secret.Reveal())
 }
 
 // ClientSecretBasic sends them by HTTP Basic, each form-encoded first, as
@@ -38,7 +38,7 @@ func ClientSecretBasicRaw(id string, secret tokencache.Secret, _ url.Values, hea
 // NoClientAuth sends client_id alone (RFC 6749 section 3.2.1), for clients
 // that prove themselves by other parameters.
 func NoClientAuth(id string, _ tokencache.Secret, params url.Values, _ http.Header) {
-	params.Set("client_id", id)
+	setUnlessEmpty(params, "client_id", id)
 }
 
 func setBasic(header http.Header, user, password string) {

@@ -3,6 +3,7 @@ package grant
 import (
 	"context"
 	"errors"
+	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -21,8 +22,8 @@ const (
 // down. While it is open requests fail with tokencache.ErrNotAsked.
 //
 // A refusal or a plea for patience shows that the server is up: it counts as
-// a success, and so the full grant that follows a refused refresh always goes
-// out. onChange, if not nil, is told when the breaker opens and when it closes.
+// a success. The full grant that follows a refresh token refused, or lost,
+// always goes out: the access token may be dead as well. onChange, if not nil, is told when the breaker opens and when it closes.
 func WithBreaker(next tokencache.Grants, onChange func(open bool)) tokencache.Grants {
 	b := &breaker{next: next}
 	b.circuit = gobreaker.NewCircuitBreaker[tokencache.Token](gobreaker.Settings{
@@ -30,13 +31,13 @@ func WithBreaker(next tokencache.Grants, onChange func(open bool)) tokencache.Gr
 		ReadyToTrip:  func(counts gobreaker.Counts) bool { return counts.ConsecutiveFailures >= breakerTrips },
 		IsSuccessful: serverIsUp,
 		IsExcluded:   neverSent,
-		OnStateChange: func(_ string, _, to gobreaker.State) {
+		OnStateChange: func(_ string, from, to gobreaker.State) {
 			if to == gobreaker.StateOpen {
 				until := time.Now().Add(breakerOpens)
 				b.openUntil.Store(&until)
 			}
-			if onChange != nil {
-				onChange(to == gobreaker.StateOpen)
+			if open := to != gobreaker.StateClosed; onChange != nil && open != (from != gobreaker.StateClosed) {
+				onChange(open) // and not when it lets a request probe
 			}
 		},
 	})
@@ -47,14 +48,20 @@ type breaker struct {
 	next      tokencache.Grants
 	circuit   *gobreaker.CircuitBreaker[tokencache.Token]
 	openUntil atomic.Pointer[time.Time]
+	spent     atomic.Bool // a refresh token is gone and no full grant has followed
 }
 
 func (b *breaker) ClientCredentials(ctx context.Context) (tokencache.Token, error) {
+	if b.spent.Swap(false) {
+		return b.next.ClientCredentials(ctx)
+	}
 	return b.guard(clientCredentials, func() (tokencache.Token, error) { return b.next.ClientCredentials(ctx) })
 }
 
 func (b *breaker) RefreshToken(ctx context.Context, old tokencache.Secret) (tokencache.Token, error) {
-	return b.guard(refreshToken, func() (tokencache.Token, error) { return b.next.RefreshToken(ctx, old) })
+	token, err := b.guard(refreshToken, func() (tokencache.Token, error) { return b.next.RefreshToken(ctx, old) })
+	b.spent.Store(errors.Is(err, tokencache.ErrRefreshTokenRejected) || errors.Is(err, tokencache.ErrOutcomeUnknown))
+	return token, err
 }
 
 func (b *breaker) guard(grantType string, request func() (tokencache.Token, error)) (tokencache.Token, error) {
@@ -79,6 +86,6 @@ func neverSent(err error) bool {
 
 func serverIsUp(err error) bool {
 	e, ok := errors.AsType[*Error](err)
-	return err == nil || ok && (e.reason == reasonRateLimited ||
+	return err == nil || ok && (e.reason == reasonRateLimited && e.Status != http.StatusServiceUnavailable ||
 		errors.Is(err, tokencache.ErrRefreshTokenRejected) || errors.Is(err, tokencache.ErrClientRejected))
 }

@@ -46,7 +46,7 @@ type Recorder interface {
 	// word of a fixed set.
 	ExpiryAnomaly(kind string)
 	// ClockSkew reports how far the server's clock is ahead of ours, to the
-	// second that a Date header tells.
+	// second that a Date header tells; 0 if it tells nothing credible.
 	ClockSkew(ahead time.Duration)
 }
 
@@ -178,12 +178,14 @@ func (c *Client) exchange(ctx context.Context, endpoint *url.URL, grantType stri
 	if err != nil {
 		return tokencache.Token{}, err
 	}
-	fields, err := at.judge(answer, sent)
+	now, skew := c.Expiry.reference(answer.header, sent)
+	fields, err := at.judge(answer, now)
 	if err != nil {
 		return tokencache.Token{}, err
 	}
+	c.Recorder.ClockSkew(skew)
 	c.noteScope(fields, grantType)
-	return c.token(fields, answer.header, sent), nil
+	return c.token(fields, sent, now), nil
 }
 
 func (c *Client) request(grantType string, params url.Values, authenticate bool) (http.Header, []byte, error) {
@@ -240,6 +242,9 @@ func (c *Client) roundTrip(ctx context.Context, at location, endpoint *url.URL, 
 		return answer{}, failed(err)
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return answer{status: resp.StatusCode}, nil // the body is the bare connection, which no deadline reaches
+	}
 	content, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil && resp.StatusCode < 300 {
 		return answer{}, failed(err)
@@ -247,11 +252,11 @@ func (c *Client) roundTrip(ctx context.Context, at location, endpoint *url.URL, 
 	return answer{resp.StatusCode, resp.Header, content}, nil
 }
 
-// token makes a Token of an answer that judge has accepted.
-func (c *Client) token(f fields, header http.Header, sent time.Time) tokencache.Token {
-	reference, skew := c.Expiry.reference(header, sent)
-	life := c.Expiry.lifetime(f, reference)
-	c.noteExpiry(life, skew)
+// token makes a Token of an answer that judge has accepted. It was asked for
+// at sent by our clock, which is now by the clock that absolute times go by.
+func (c *Client) token(f fields, sent, now time.Time) tokencache.Token {
+	life := c.Expiry.lifetime(f, now)
+	c.noteExpiry(life)
 
 	token := tokencache.Token{
 		Access:    tokencache.NewSecret(f.text("access_token")),
@@ -261,14 +266,13 @@ func (c *Client) token(f fields, header http.Header, sent time.Time) tokencache.
 		Lifetime:  c.Expiry.planned(life.remaining),
 		RefreshIn: f.seconds("refresh_in"),
 	}
-	if r := c.Expiry.refreshLifetime(f, reference); r > 0 {
+	if r := c.Expiry.refreshLifetime(f, now); r > 0 {
 		token.RefreshExpiry = sent.Add(r)
 	}
 	return token
 }
 
-func (c *Client) noteExpiry(life lifetime, skew time.Duration) {
-	c.Recorder.ClockSkew(skew)
+func (c *Client) noteExpiry(life lifetime) {
 	for _, kind := range life.anomalies {
 		c.Recorder.ExpiryAnomaly(kind)
 	}

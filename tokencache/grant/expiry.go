@@ -222,11 +222,9 @@ func jwtExpiry(token string) quantity {
 	if err != nil {
 		return quantity{}
 	}
-	var claims struct {
-		Expiry json.RawMessage `json:"exp"`
-	}
+	var claims fields
 	if json.Unmarshal(payload, &claims) != nil {
 		return quantity{}
 	}
-	return parseQuantity(claims.Expiry)
+	return parseQuantity(claims["exp"])
 }

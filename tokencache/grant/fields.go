@@ -13,6 +13,9 @@ import (
 	"time"
 )
 
+// maxMembers keeps an answer of 1 MiB from taking 30 MiB to read.
+const maxMembers = 1000
+
 var errMalformed = errors.New("neither a JSON object nor a form")
 
 // fields are the members of a token response. Names are case-sensitive, as
@@ -23,8 +26,11 @@ type fields map[string]json.RawMessage
 // as some servers answer, a form. Whatever can be read in two ways, such as a
 // member that occurs twice, is malformed.
 func parseFields(body []byte) (fields, error) {
+	if len(body) > maxBody {
+		return nil, errMalformed
+	}
 	body = bytes.TrimSpace(body)
-	if len(body) == 0 || len(body) > maxBody {
+	if len(body) == 0 {
 		return nil, errMalformed
 	}
 	if body[0] == '{' {
@@ -35,14 +41,12 @@ func parseFields(body []byte) (fields, error) {
 
 func parseObject(body []byte) (fields, error) {
 	f, d := fields{}, json.NewDecoder(bytes.NewReader(body))
-	if _, err := d.Token(); err != nil {
-		return nil, errMalformed
-	}
+	_, _ = d.Token() // {
 	for d.More() {
 		name, _ := d.Token()
 		key, ok := name.(string)
 		var value json.RawMessage
-		if !ok || d.Decode(&value) != nil || f[key] != nil {
+		if !ok || d.Decode(&value) != nil || f[key] != nil || len(f) == maxMembers {
 			return nil, errMalformed
 		}
 		f[key] = value

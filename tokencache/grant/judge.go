@@ -80,6 +80,8 @@ func (l location) unknownRefresh() error {
 
 func (l location) judgeFailure(status int) *Error {
 	switch {
+	case status < 300:
+		return l.error(status, reasonBadResponse, "no token endpoint answers so: check TOKEN_URL", l.unknownRefresh())
 	case status < 400:
 		return l.error(status, reasonRedirect, "redirects are not followed, since they would carry the credentials elsewhere: set TOKEN_URL to the final address", l.rejected())
 	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:

@@ -8,14 +8,15 @@ import (
 )
 
 // parseRetryAfter reads a Retry-After header in either form of RFC 9110
-// section 10.2.3, seconds or a date; 0 if it is missing, past or unreadable.
+// section 10.2.3, seconds or a date by the clock of now; 0 if it is missing,
+// past or unreadable.
 func parseRetryAfter(value string, now time.Time) time.Duration {
 	value = strings.TrimSpace(value)
 	if n, err := strconv.ParseFloat(value, 64); err == nil && n > 0 { // false for NaN
 		return seconds(n)
 	}
 	if t, err := http.ParseTime(value); err == nil {
-		return max(0, t.Sub(now.Round(0)))
+		return min(max(0, t.Sub(now)), longest)
 	}
 	return 0
 }
