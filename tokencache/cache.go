@@ -67,6 +67,8 @@ type Config struct {
 	// that may kill the token at hand, before it gives that out all the same;
 	// 0: not at all, for servers that let the old token live.
 	Hold time.Duration
+	// FullGrantOnly leaves refresh tokens unused.
+	FullGrantOnly bool
 	// InvalidateInterval is the least time between two renewals asked for by
 	// Invalidate, so that an upstream which refuses every token causes no storm.
 	InvalidateInterval time.Duration
@@ -301,6 +303,9 @@ func (c *Cache) renewed(old *state, token Token, grant string) facts {
 		// Near its end such a token's remaining life, and so every fraction
 		// of it, goes to nothing: only the whole interval prevents a hot loop.
 		floor = c.cfg.MinInterval
+	}
+	if c.cfg.FullGrantOnly {
+		token.Refresh = Secret{}
 	}
 	s := facts{
 		token:     token,

@@ -558,6 +558,18 @@ func TestCallersWaitForARefreshThatMayKillTheToken(t *testing.T) {
 	})
 }
 
+func TestFullGrantOnlyNeverHolds(t *testing.T) {
+	s := &server{took: 300 * time.Millisecond}
+	run(t, s, Config{Wait: time.Second, Hold: time.Second, FullGrantOnly: true, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		time.Sleep(30*time.Minute - 200*time.Millisecond)
+		wantToken(t, c, "access-1")
+		time.Sleep(time.Second)
+		wantToken(t, c, "access-2")
+		wantAsked(t, s, "client_credentials client_credentials")
+	})
+}
+
 func TestHoldIsBounded(t *testing.T) {
 	s := &server{}
 	run(t, s, Config{Wait: 10 * time.Second, Hold: time.Second, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {

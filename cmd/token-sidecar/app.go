@@ -54,6 +54,8 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		Window:             cfg.RefreshWindow,
 		Leeway:             cfg.ExpiryLeeway,
 		MinInterval:        cfg.MinRefreshInterval,
+		Hold:               time.Second,
+		FullGrantOnly:      cfg.Rotation == overlap,
 		InvalidateInterval: 10 * time.Second,
 		Log:                log,
 		Recorder:           m,

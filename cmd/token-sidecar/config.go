@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -51,6 +52,7 @@ type config struct {
 	UseJWTExp       bool          `env:"USE_JWT_EXP" envDefault:"true" help:"Whether the exp claim of a token that is a JWT may shorten its life."`
 	UseDateHeader   bool          `env:"USE_DATE_HEADER" envDefault:"true" help:"Whether a time of expiry is measured by the server's own clock, as its Date header shows it."`
 
+	Rotation           rotation          `env:"ROTATION" envDefault:"hold" help:"What a refresh does to requests: hold uses the refresh token, and has new requests wait for the answer since the token at hand may die with it; overlap always asks with the full grant instead, for servers that then let the old token live."`
 	RefreshWindow      tokencache.Window `env:"REFRESH_WINDOW" envDefault:"0.50-0.75" help:"The part of its life in which a token is refreshed, at a random point."`
 	MinRefreshInterval time.Duration     `env:"MIN_REFRESH_INTERVAL" envDefault:"1s" help:"The least time between two refreshes."`
 	TokenWait          time.Duration     `env:"TOKEN_WAIT" envDefault:"10s" help:"How long a request waits for a token when none is valid."`
@@ -157,11 +159,19 @@ func (c *config) headers(f faults) http.Header {
 	header := http.Header{"User-Agent": {"token-sidecar/" + runningVersion()}}
 	for name, v := range values {
 		header[http.CanonicalHeaderKey(name)] = v
+		f.unless(headerName.MatchString(name) && !slices.ContainsFunc(v, hasControl), "TOKEN_HEADERS", "want names and values that a header may have")
 	}
 	for _, reserved := range []string{"Authorization", "Content-Type", "Content-Length", "Host"} {
 		f.unless(header[reserved] == nil, "TOKEN_HEADERS", "must not hold "+reserved)
 	}
 	return header
+}
+
+// headerName is the token of RFC 9110 section 5.6.2.
+var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+
+func hasControl(s string) bool {
+	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f })
 }
 
 func fromFile(f faults, value *tokencache.Secret, path, name string) {
@@ -217,6 +227,22 @@ func (u *upstreamURL) UnmarshalText(text []byte) error {
 	if u.RawQuery != "" || u.ForceQuery {
 		u.URL = nil
 		return errors.New("must hold no query: the app's requests bring theirs")
+	}
+	return nil
+}
+
+// A rotation is how a token is replaced while requests go on.
+type rotation string
+
+const (
+	hold    rotation = "hold"
+	overlap rotation = "overlap"
+)
+
+func (r *rotation) UnmarshalText(text []byte) error {
+	*r = rotation(text)
+	if *r != hold && *r != overlap {
+		return errors.New("want hold or overlap")
 	}
 	return nil
 }
