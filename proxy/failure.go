@@ -39,11 +39,12 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 		if observed, ok := w.(*response); ok {
 			observed.status = f.status
 		}
-		return
+		panic(http.ErrAbortHandler) // or the server would answer 200, for one who only closed his half
 	}
 	h.recorder.RequestFailed(f.reason)
 	h.log.Warn("request not served: "+f.reason, zap.String("cause", f.cause),
 		zap.String("proxy_status", f.proxyStatus), zap.Int("status", f.status), zap.NamedError("error", shown(err)))
+	hangUp(w.Header(), r)
 	f.write(w)
 }
 

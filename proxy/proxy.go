@@ -58,11 +58,12 @@ func New(cfg Config) http.Handler {
 	}
 	h := &handler{recorder: cfg.Recorder, log: oncePerMinute(cfg.Log)}
 	h.reverse = &httputil.ReverseProxy{
-		Rewrite:      func(pr *httputil.ProxyRequest) { rewrite(pr, cfg.Upstream) },
-		Transport:    &bearer{tokens: cfg.Tokens, next: cfg.Transport},
-		BufferPool:   &bufferPool{},
-		ErrorHandler: h.fail,
-		ErrorLog:     stdLog(h.log),
+		Rewrite:        func(pr *httputil.ProxyRequest) { rewrite(pr, cfg.Upstream) },
+		Transport:      &bearer{tokens: cfg.Tokens, next: cfg.Transport},
+		BufferPool:     &bufferPool{},
+		ModifyResponse: func(resp *http.Response) error { hangUp(resp.Header, resp.Request); return nil },
+		ErrorHandler:   h.fail,
+		ErrorLog:       stdLog(h.log),
 	}
 	return h
 }
@@ -114,6 +115,9 @@ type response struct {
 func (r *response) WriteHeader(status int) {
 	if status >= 200 {
 		r.status = status
+		if h := r.Header(); h["Content-Type"] == nil {
+			h["Content-Type"] = nil // or the server would guess one
+		}
 	}
 	r.ResponseWriter.WriteHeader(status)
 }

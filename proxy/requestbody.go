@@ -18,6 +18,7 @@ import (
 type requestBody struct {
 	io.ReadCloser
 	in, out http.Header // trailers
+	ended   atomic.Bool
 	broken  atomic.Bool
 }
 
@@ -43,10 +44,23 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		for name := range b.out { // not those of in: it may hold more than was announced
 			b.out[name] = b.in[name]
 		}
+		b.ended.Store(true)
 	default:
 		b.broken.Store(true)
 	}
 	return n, err
+}
+
+// hangUp has the connection to the client closed after an answer that comes
+// before the end of the client's body. Used again it would panic, or cancel the
+// next request, since the body may still be read (golang.org/issue/68560).
+func hangUp(answer http.Header, out *http.Request) {
+	if out == nil || out.Body == nil || out.ProtoMajor != 1 {
+		return
+	}
+	if body, ok := out.Body.(*requestBody); !ok || !body.ended.Load() {
+		answer.Set("Connection", "close")
+	}
 }
 
 // trailerAllowed refuses fields that RFC 9110 section 6.5.1 bars from
