@@ -34,6 +34,7 @@ type Metrics struct {
 	duration prometheus.Histogram
 	inFlight prometheus.Gauge
 	failed   *prometheus.CounterVec
+	refusals *prometheus.CounterVec
 }
 
 // New registers the collectors with reg.
@@ -67,12 +68,14 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		failed: counters("request_errors_total",
 			"Requests that the sidecar answered itself, by reason: token_unavailable (503), upstream_unreachable (502), upstream_timeout (504), request_body (400, the client's body broke off).", "reason"),
 	}
+	m.refusals = counters("token_refusals_total",
+		"Answers 401 of the upstream on account of the token, by what was done: replayed (sent again with another token), not_repeatable (the body was too large to be sent again), no_other_token (none was to be had), refused_for_good (fresh tokens are refused as well). All but replayed reached the app.", "outcome")
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: name("build_info"), Help: "Always 1; the label tells the version that runs.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
 	reg.MustRegister(build, m.refreshes, m.refreshErrors, m.refreshDuration, m.expiry, m.lastSuccess, m.nextRefresh,
-		m.failures, m.anomalies, m.skew, m.breakerOpen, m.requests, m.duration, m.inFlight, m.failed)
+		m.failures, m.anomalies, m.skew, m.breakerOpen, m.requests, m.duration, m.inFlight, m.failed, m.refusals)
 	return m
 }
 
@@ -88,7 +91,7 @@ func counters(n, help string, labels ...string) *prometheus.CounterVec {
 
 // Expect makes the series of failures known before their first increment, at
 // 0, so that a rate over the first failure shows it.
-func (m *Metrics) Expect(refreshReasons, anomalyKinds, requestReasons []string) {
+func (m *Metrics) Expect(refreshReasons, anomalyKinds, requestReasons, refusalOutcomes []string) {
 	for _, grantType := range []string{"client_credentials", "refresh_token"} {
 		m.refreshes.WithLabelValues(grantType, "success")
 		for _, result := range []string{"rejected", "error"} {
@@ -103,6 +106,9 @@ func (m *Metrics) Expect(refreshReasons, anomalyKinds, requestReasons []string) 
 	}
 	for _, reason := range requestReasons {
 		m.failed.WithLabelValues(reason)
+	}
+	for _, outcome := range refusalOutcomes {
+		m.refusals.WithLabelValues(outcome)
 	}
 }
 
@@ -155,6 +161,9 @@ func (m *Metrics) RequestServed(method string, status int, took time.Duration) {
 	m.duration.Observe(took.Seconds())
 	m.counter(method, status).Inc()
 }
+
+// TokenRefused counts a 401 of the upstream on account of the token.
+func (m *Metrics) TokenRefused(outcome string) { m.refusals.WithLabelValues(outcome).Inc() }
 
 // RequestFailed counts an answer of the sidecar's own.
 func (m *Metrics) RequestFailed(reason string) { m.failed.WithLabelValues(reason).Inc() }

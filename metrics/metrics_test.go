@@ -24,6 +24,7 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	m.RequestStarted()
 	m.RequestServed("GET", 200, 20*time.Millisecond)
 	m.RequestFailed("token_unavailable")
+	m.TokenRefused("replayed")
 
 	want := `
 # TYPE token_sidecar_build_info gauge
@@ -44,6 +45,8 @@ token_sidecar_token_expiry_anomalies_total{kind="past"} 1
 token_sidecar_token_expiry_timestamp_seconds 2000.5
 # TYPE token_sidecar_token_next_refresh_timestamp_seconds gauge
 token_sidecar_token_next_refresh_timestamp_seconds 1000
+# TYPE token_sidecar_token_refusals_total counter
+token_sidecar_token_refusals_total{outcome="replayed"} 1
 # TYPE token_sidecar_token_refresh_consecutive_failures gauge
 token_sidecar_token_refresh_consecutive_failures 3
 # TYPE token_sidecar_token_refresh_errors_total counter
@@ -113,8 +116,8 @@ func TestUnusualStatusesAreFolded(t *testing.T) {
 func TestExpectedSeriesBeginAtZero(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	m := New(reg, "")
-	m.Expect([]string{"timeout"}, []string{"past"}, []string{"token_unavailable"})
-	for _, c := range []prometheus.Collector{m.refreshErrors, m.anomalies, m.failed, m.refreshes} {
+	m.Expect([]string{"timeout"}, []string{"past"}, []string{"token_unavailable"}, []string{"replayed"})
+	for _, c := range []prometheus.Collector{m.refusals, m.refreshErrors, m.anomalies, m.failed, m.refreshes} {
 		if testutil.CollectAndCount(c) == 0 {
 			t.Error("a counter of failures has no series before the first failure")
 		}

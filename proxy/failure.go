@@ -50,7 +50,7 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // explain finds out what went wrong with r, and so what to answer.
 func explain(err error, r *http.Request) failure {
-	body, _ := r.Body.(*requestBody)
+	body := bodyOf(r)
 	switch token, isToken := errors.AsType[noToken](err); {
 	case errors.Is(r.Context().Err(), context.Canceled):
 		return failure{status: statusClientGone}

@@ -17,6 +17,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -32,6 +33,9 @@ type Recorder interface {
 	// RequestFailed reports an answer of the proxy's own; reason is one word
 	// of a fixed set.
 	RequestFailed(reason string)
+	// TokenRefused reports a 401 of the upstream on account of a token, and
+	// what was done, one word of a fixed set: see Outcomes.
+	TokenRefused(outcome string)
 }
 
 // Config is what a proxy is made of. Upstream and Tokens are required.
@@ -41,8 +45,10 @@ type Config struct {
 	Upstream  *url.URL
 	Tokens    TokenSource
 	Transport http.RoundTripper // nil: NewTransport(TransportConfig{})
-	Log       *zap.Logger       // nil: silent
-	Recorder  Recorder          // nil: none
+	// Unrepeatable is kept up to date; nil: there is none.
+	Unrepeatable *Unrepeatable
+	Log          *zap.Logger // nil: silent
+	Recorder     Recorder    // nil: none
 }
 
 // New returns the handler that forwards requests as cfg says.
@@ -50,16 +56,20 @@ func New(cfg Config) http.Handler {
 	if cfg.Transport == nil {
 		cfg.Transport = NewTransport(TransportConfig{})
 	}
+	if cfg.Unrepeatable == nil {
+		cfg.Unrepeatable = &Unrepeatable{}
+	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
 	if cfg.Recorder == nil {
 		cfg.Recorder = noRecorder{}
 	}
-	h := &handler{recorder: cfg.Recorder, log: oncePerMinute(cfg.Log)}
+	h := &handler{upstream: cfg.Upstream, recorder: cfg.Recorder, log: oncePerMinute(cfg.Log)}
+	h.budget.Store(recordBudget)
 	h.reverse = &httputil.ReverseProxy{
-		Rewrite:        func(pr *httputil.ProxyRequest) { rewrite(pr, cfg.Upstream) },
-		Transport:      &bearer{tokens: cfg.Tokens, next: cfg.Transport},
+		Rewrite:        h.rewrite,
+		Transport:      &bearer{tokens: cfg.Tokens, next: cfg.Transport, unrepeatable: cfg.Unrepeatable, recorder: cfg.Recorder},
 		BufferPool:     &bufferPool{},
 		ModifyResponse: func(resp *http.Response) error { hangUp(resp.Header, resp.Request); return nil },
 		ErrorHandler:   h.fail,
@@ -69,7 +79,9 @@ func New(cfg Config) http.Handler {
 }
 
 type handler struct {
+	upstream *url.URL
 	reverse  *httputil.ReverseProxy
+	budget   atomic.Int64 // see recording
 	recorder Recorder
 	log      *zap.Logger
 }
@@ -81,16 +93,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() { // also when ReverseProxy aborts the connection by a panic
 		h.recorder.RequestServed(r.Method, observed.status, time.Since(start))
 	}()
-	if r.ProtoMajor == 1 && r.ContentLength != 0 {
-		// The upstream may answer while the body is still on its way; HTTP/2
-		// allows that by itself.
-		_ = http.NewResponseController(w).EnableFullDuplex()
-	}
 	h.reverse.ServeHTTP(observed, r)
 }
 
-func rewrite(pr *httputil.ProxyRequest, upstream *url.URL) {
-	pr.SetURL(upstream)
+func (h *handler) rewrite(pr *httputil.ProxyRequest) {
+	pr.SetURL(h.upstream)
 	// ReverseProxy drops what it cannot parse of a query, for the sake of
 	// those who decide by it. We do not, so it goes on as it came.
 	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
@@ -102,7 +109,7 @@ func rewrite(pr *httputil.ProxyRequest, upstream *url.URL) {
 		}
 	}
 	if pr.Out.Body != nil {
-		pr.Out.Body = newRequestBody(pr)
+		pr.Out.Body = record(newRequestBody(pr), pr.In.ContentLength, &h.budget).play()
 	}
 }
 
@@ -167,3 +174,4 @@ type noRecorder struct{}
 func (noRecorder) RequestStarted()                          {}
 func (noRecorder) RequestServed(string, int, time.Duration) {}
 func (noRecorder) RequestFailed(string)                     {}
+func (noRecorder) TokenRefused(string)                      {}

@@ -194,6 +194,7 @@ type recorder struct {
 	mu              sync.Mutex
 	started, served int
 	failures        []string
+	refusals        []string
 	next            chan string
 }
 
@@ -219,6 +220,12 @@ func (r *recorder) RequestFailed(reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.failures = append(r.failures, reason)
+}
+
+func (r *recorder) TokenRefused(outcome string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refusals = append(r.refusals, outcome)
 }
 
 func (r *recorder) startedCount() int {

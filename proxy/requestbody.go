@@ -16,14 +16,14 @@ import (
 // the server learns their values at the end of the body, when ReverseProxy has
 // long made its copy of the request.
 type requestBody struct {
-	io.ReadCloser
+	io.Reader
 	in, out http.Header // trailers
 	ended   atomic.Bool
 	broken  atomic.Bool
 }
 
-func newRequestBody(pr *httputil.ProxyRequest) io.ReadCloser {
-	b := &requestBody{ReadCloser: pr.Out.Body}
+func newRequestBody(pr *httputil.ProxyRequest) *requestBody {
+	b := &requestBody{Reader: pr.Out.Body}
 	if len(pr.In.Trailer) > 0 {
 		b.in, b.out = pr.In.Trailer, http.Header{}
 		for name := range pr.In.Trailer {
@@ -37,7 +37,7 @@ func newRequestBody(pr *httputil.ProxyRequest) io.ReadCloser {
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.Reader.Read(p)
 	switch {
 	case err == nil:
 	case errors.Is(err, io.EOF):
@@ -52,15 +52,23 @@ func (b *requestBody) Read(p []byte) (int, error) {
 }
 
 // hangUp has the connection to the client closed after an answer that comes
-// before the end of the client's body. Used again it would panic, or cancel the
-// next request, since the body may still be read (golang.org/issue/68560).
+// before the end of the client's body. That also lets the answer go out at
+// once: the server would else read the rest of the body first.
 func hangUp(answer http.Header, out *http.Request) {
 	if out == nil || out.Body == nil || out.ProtoMajor != 1 {
 		return
 	}
-	if body, ok := out.Body.(*requestBody); !ok || !body.ended.Load() {
+	if body := bodyOf(out); body == nil || !body.ended.Load() {
 		answer.Set("Connection", "close")
 	}
+}
+
+// bodyOf returns the body of a request that rewrite has made, nil if it has none.
+func bodyOf(out *http.Request) *requestBody {
+	if p, ok := out.Body.(*playback); ok {
+		return p.source
+	}
+	return nil
 }
 
 // trailerAllowed refuses fields that RFC 9110 section 6.5.1 bars from

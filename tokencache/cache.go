@@ -31,7 +31,9 @@ const (
 
 	// The loop looks at the clocks this often, to notice a wall clock that
 	// was set, or a machine that was suspended, when no request tells it.
-	recheck = 30 * time.Second
+	recheck       = 30 * time.Second
+	quietPatience = 2 * time.Second
+	quietHold     = 100 * time.Millisecond
 	// A log line for a failure that goes on is repeated this often.
 	repeatLog = time.Minute
 )
@@ -67,6 +69,11 @@ type Config struct {
 	// that may kill the token at hand, before it gives that out all the same;
 	// 0: not at all, for servers that let the old token live.
 	Hold time.Duration
+	// Quiet, if not nil, waits until no request is in flight that would be
+	// lost if its token died, or until ctx is done. It is called before a
+	// refresh that may kill the token: first for as long as quietPatience,
+	// then, with new callers waiting already, for quietHold.
+	Quiet func(ctx context.Context)
 	// FullGrantOnly leaves refresh tokens unused.
 	FullGrantOnly bool
 	// InvalidateInterval is the least time between two renewals asked for by
@@ -238,9 +245,11 @@ func (c *Cache) cycle(ctx context.Context) {
 		held.heldUntil = now.add(c.cfg.Wait)
 		old = c.publish(held)
 	case old.valid(now) && old.refreshable(now):
+		c.quiet(ctx, quietPatience)
 		held := old.facts
-		held.heldUntil = now.add(c.cfg.Hold)
+		held.heldUntil = c.now().add(c.cfg.Hold)
 		old = c.publish(held)
+		c.quiet(ctx, quietHold)
 	}
 	token, grant, err := c.renew(ctx, old, forced)
 	switch {
@@ -251,6 +260,15 @@ func (c *Cache) cycle(ctx context.Context) {
 	default:
 		c.publish(c.renewed(old, token, grant))
 	}
+}
+
+func (c *Cache) quiet(ctx context.Context, patience time.Duration) {
+	if c.cfg.Quiet == nil || c.cfg.Hold == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	c.cfg.Quiet(ctx)
 }
 
 // renew returns the new token, and the grant that brought it or failed last.

@@ -33,7 +33,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m := metrics.New(reg, runningVersion())
-	m.Expect(grant.Reasons, grant.AnomalyKinds, proxy.Reasons)
+	m.Expect(grant.Reasons, grant.AnomalyKinds, proxy.Reasons, proxy.Outcomes)
 
 	tokenTransport := grant.NewTransport(cfg.TokenProxyURL.proxy)
 	upstreamTransport := proxy.NewTransport(proxy.TransportConfig{
@@ -48,6 +48,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	}
 
 	a := &app{cfg: cfg, log: log}
+	unrepeatable := &proxy.Unrepeatable{}
 	a.cache = tokencache.New(tokencache.Config{
 		Grants:             grant.WithBreaker(newClient(cfg, tokenTransport, log, m), m.BreakerChanged),
 		Wait:               cfg.TokenWait,
@@ -55,17 +56,19 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		Leeway:             cfg.ExpiryLeeway,
 		MinInterval:        cfg.MinRefreshInterval,
 		Hold:               time.Second,
+		Quiet:              unrepeatable.Wait,
 		FullGrantOnly:      cfg.Rotation == overlap,
 		InvalidateInterval: 10 * time.Second,
 		Log:                log,
 		Recorder:           m,
 	})
 	a.proxy = server(log, proxy.New(proxy.Config{
-		Upstream:  cfg.UpstreamURL.URL,
-		Tokens:    a.cache,
-		Transport: upstreamTransport,
-		Log:       log,
-		Recorder:  m,
+		Upstream:     cfg.UpstreamURL.URL,
+		Tokens:       a.cache,
+		Transport:    upstreamTransport,
+		Unrepeatable: unrepeatable,
+		Log:          log,
+		Recorder:     m,
 	}))
 	a.probe = &probes{tokens: a.cache}
 	a.admin = server(log, adminHandler(a.probe, reg))

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,7 +63,7 @@ func configurationTable() string {
 func registry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	m := metrics.New(reg, "test")
-	m.Expect(grant.Reasons, grant.AnomalyKinds, proxy.Reasons)
+	m.Expect(grant.Reasons, grant.AnomalyKinds, proxy.Reasons, proxy.Outcomes)
 	m.TokenRefreshed("refresh_token", "success", "", time.Second)
 	m.RequestStarted()
 	m.RequestServed("GET", 200, time.Second)
@@ -98,9 +99,9 @@ func TestMetricsAreNamedByConvention(t *testing.T) {
 // compared here.
 func TestHelpTextNamesEveryReason(t *testing.T) {
 	table := metricsTable(t)
-	for _, reason := range proxy.Reasons {
+	for _, reason := range slices.Concat(proxy.Reasons, proxy.Outcomes) {
 		if !strings.Contains(table, reason+" (") {
-			t.Errorf("the help of token_sidecar_request_errors_total does not explain %s", reason)
+			t.Errorf("no help text explains %s", reason)
 		}
 	}
 }

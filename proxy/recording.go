@@ -1,0 +1,201 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// recordLimit is the most that is kept of a body so that it can be sent
+	// again.
+	recordLimit = 64 << 10
+	// recordBudget is the most that is kept of all bodies in flight.
+	recordBudget = 8 << 20
+	// rewindPatience bounds the wait for the first sending to let go of the
+	// body. It has to, unless the client is slow with the next piece of it.
+	rewindPatience = 100 * time.Millisecond
+)
+
+// A recording is a request's body that can be sent a second time: what has
+// been read of it is kept, and what has not is still there to be read.
+type recording struct {
+	source *requestBody
+	budget *atomic.Int64 // what is left of recordBudget
+	// tooLong says from the outset that it cannot be kept, or that nobody knows.
+	tooLong bool
+
+	turn  chan struct{} // holds a value while somebody reads source or uses the fields below
+	kept  []byte
+	taken int   // bytes read of source
+	err   error // of source, io.EOF above all
+	lost  bool  // there was more than could be kept
+
+	done atomic.Bool // there will be no second sending
+}
+
+// record returns a recording of a body of that length, -1 if it is not known.
+func record(source *requestBody, length int64, budget *atomic.Int64) *recording {
+	r := &recording{source: source, budget: budget, turn: make(chan struct{}, 1)}
+	r.tooLong = length < 0 || length > recordLimit
+	if r.lost = length > recordLimit; !r.tooLong {
+		r.grow(int(length))
+	}
+	return r
+}
+
+// play returns a reader of the whole body.
+func (r *recording) play() io.ReadCloser { return &playback{recording: r} }
+
+// rewind waits until nobody reads, and reports whether the body can be played
+// again from its beginning.
+func (r *recording) rewind(ctx context.Context) bool {
+	timer := time.NewTimer(rewindPatience)
+	defer timer.Stop()
+	select {
+	case r.turn <- struct{}{}:
+		defer r.yield()
+		return !r.lost
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// forget gives up the second sending, and what is kept for it.
+func (r *recording) forget() {
+	r.done.Store(true)
+	r.releaseIfFree()
+}
+
+// releaseIfFree lets go of what is kept unless somebody is reading, who calls
+// it in turn when he has finished.
+func (r *recording) releaseIfFree() {
+	select {
+	case r.turn <- struct{}{}:
+		r.release()
+		<-r.turn
+	default:
+	}
+}
+
+func (r *recording) yield() {
+	<-r.turn
+	if r.done.Load() {
+		r.releaseIfFree()
+	}
+}
+
+// readLocked reads the next piece of source. The caller has the turn.
+func (r *recording) readLocked(p []byte) (int, error) {
+	n, err := r.source.Read(p)
+	r.err, r.taken = err, r.taken+n
+	switch {
+	case r.lost || r.done.Load():
+	case r.taken > recordLimit:
+		r.lose()
+	case r.taken <= cap(r.kept) || r.grow(r.taken):
+		r.kept = append(r.kept, p[:n]...)
+	}
+	return n, err
+}
+
+// grow makes room to keep that many bytes, or gives up keeping any if the
+// budget does not allow it. The caller has the turn.
+func (r *recording) grow(least int) bool {
+	larger := allocate(least)
+	if r.budget.Add(-int64(cap(larger))) < 0 {
+		r.budget.Add(int64(cap(larger)))
+		free(larger)
+		r.lose()
+		return false
+	}
+	larger = append(larger, r.kept...)
+	r.release()
+	r.kept = larger
+	return true
+}
+
+func (r *recording) lose() {
+	r.lost = true
+	r.release()
+}
+
+// release gives back what is kept. The caller has the turn.
+func (r *recording) release() {
+	if r.kept != nil {
+		r.budget.Add(int64(cap(r.kept)))
+		free(r.kept)
+		r.kept = nil
+	}
+}
+
+// A playback is one sending of a recording.
+type playback struct {
+	*recording
+	offset int
+	closed atomic.Bool
+}
+
+var (
+	errClosed    = errors.New("read from a closed request body")
+	errForgotten = errors.New("the request body was not kept")
+)
+
+func (p *playback) Read(b []byte) (int, error) {
+	p.turn <- struct{}{}
+	defer p.yield()
+	var n int
+	var err error
+	switch {
+	case p.closed.Load():
+		return 0, errClosed
+	case p.offset < len(p.kept):
+		n = copy(b, p.kept[p.offset:])
+	case p.offset < p.taken:
+		return 0, errForgotten
+	case p.err != nil:
+		return 0, p.err
+	default:
+		n, err = p.readLocked(b)
+	}
+	p.offset += n
+	return n, err
+}
+
+// Close ends this sending. The source, which is the server's, stays open.
+func (p *playback) Close() error {
+	p.closed.Store(true)
+	return nil
+}
+
+// Most bodies are small: what is kept comes in three sizes.
+var sizes = [...]struct {
+	bytes int
+	pool  *sync.Pool
+}{{4 << 10, &sync.Pool{}}, {16 << 10, &sync.Pool{}}, {recordLimit, &sync.Pool{}}}
+
+// allocate returns an empty slice with room for at least that many bytes,
+// recordLimit at most.
+func allocate(least int) []byte {
+	i := 0
+	for sizes[i].bytes < least {
+		i++
+	}
+	if b, ok := sizes[i].pool.Get().(*[]byte); ok {
+		return *b
+	}
+	return make([]byte, 0, sizes[i].bytes)
+}
+
+func free(b []byte) {
+	for _, size := range sizes {
+		if size.bytes == cap(b) {
+			b = b[:0]
+			size.pool.Put(&b)
+		}
+	}
+}
