@@ -69,7 +69,7 @@ func (b *bearer) RoundTrip(req *http.Request) (*http.Response, error) {
 	body, _ := req.Body.(*playback)
 	if body != nil {
 		defer body.forget()
-		if body.tooLong {
+		if body.tooLong || body.unsized {
 			b.unrepeatable.add(1)
 			defer b.unrepeatable.add(-1)
 		}

@@ -160,6 +160,7 @@ func expect(t testing.TB, r io.Reader, want string) {
 type tokens struct {
 	mu      sync.Mutex
 	token   string
+	next    string // takes token's place when that is refused; "": nothing does
 	err     error
 	refused []string
 }
@@ -174,6 +175,9 @@ func (s *tokens) Invalidate(token string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refused = append(s.refused, token)
+	if token == s.token && s.next != "" {
+		s.token = s.next
+	}
 }
 
 func (s *tokens) set(token string, err error) {
@@ -226,6 +230,16 @@ func (r *recorder) TokenRefused(outcome string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.refusals = append(r.refusals, outcome)
+}
+
+func (r *recorder) wantsRefusals(t testing.TB, want ...string) {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if fmt.Sprint(r.refusals) != fmt.Sprint(want) {
+		t.Errorf("refusals recorded: got %v, want %v", r.refusals, want)
+	}
+	r.refusals = nil
 }
 
 func (r *recorder) startedCount() int {

@@ -25,8 +25,9 @@ const (
 type recording struct {
 	source *requestBody
 	budget *atomic.Int64 // what is left of recordBudget
-	// tooLong says from the outset that it cannot be kept, or that nobody knows.
-	tooLong bool
+	// tooLong and unsized say from the outset that it cannot be kept, and
+	// that nobody knows.
+	tooLong, unsized bool
 
 	turn  chan struct{} // holds a value while somebody reads source or uses the fields below
 	kept  []byte
@@ -40,8 +41,8 @@ type recording struct {
 // record returns a recording of a body of that length, -1 if it is not known.
 func record(source *requestBody, length int64, budget *atomic.Int64) *recording {
 	r := &recording{source: source, budget: budget, turn: make(chan struct{}, 1)}
-	r.tooLong = length < 0 || length > recordLimit
-	if r.lost = length > recordLimit; !r.tooLong {
+	r.tooLong, r.unsized = length > recordLimit, length < 0
+	if r.lost = r.tooLong; !r.tooLong && !r.unsized {
 		r.grow(int(length))
 	}
 	return r

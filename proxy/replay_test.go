@@ -1,0 +1,231 @@
+package proxy_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/token-sidecar/token-sidecar/proxy"
+)
+
+const second = "canary-token.2"
+
+// acceptsSecond is an API that refuses all tokens but the second, early, late
+// or in the middle of the body, and else answers with the body's digest.
+func acceptsSecond(t testing.TB, lookAfter int64) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 1 { // or the server would read the whole body before it sends the 401
+			_ = http.NewResponseController(w).EnableFullDuplex()
+			w.Header().Set("Connection", "close")
+		}
+		body := &strings.Builder{}
+		if _, err := io.CopyN(body, r.Body, lookAfter); err != nil && err != io.EOF {
+			t.Errorf("body: %v", err)
+		}
+		if r.Header.Get("Authorization") != "Bearer "+second {
+			w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, "refused")
+			return
+		}
+		if _, err := io.Copy(body, r.Body); err != nil {
+			t.Errorf("rest of the body: %v", err)
+		}
+		_, _ = fmt.Fprint(w, r.Method, " ", digest(body.String()), " ", r.Trailer.Get("X-Sum"))
+	}
+}
+
+// unsized hides the length of a body.
+type unsized struct{ io.Reader }
+
+func TestARefusedRequestIsSentAgainWithAnotherToken(t *testing.T) {
+	for when, lookAfter := range map[string]int64{"before the body": 0, "in its middle": 5000, "after it": 1 << 20} {
+		t.Run(when, func(t *testing.T) {
+			eachProtocol(t, acceptsSecond(t, lookAfter), func(t *testing.T, s *sidecar) {
+				for _, size := range []int{0, 1, 4 << 10, 10_000, 16 << 10, 64 << 10} {
+					for _, sized := range []bool{true, false} {
+						s.tokens.set(canary, nil)
+						s.tokens.next = second
+						content := strings.Repeat("0123456789", size/10+1)[:size]
+						var body io.Reader = strings.NewReader(content)
+						if !sized {
+							body = unsized{body}
+						}
+						resp := s.send(t, "POST", "/", body)
+						if got, want := fmt.Sprint(resp.StatusCode, " ", read(t, resp.Body)), "200 POST "+digest(content)+" "; got != want {
+							t.Errorf("%d bytes, sized %v: got %s, want %s", size, sized, got, want)
+						}
+						s.recorder.wantsRefusals(t, "replayed")
+					}
+				}
+				s.tokens.set(canary, nil)
+				if got := s.send(t, "GET", "/", nil).StatusCode; got != http.StatusOK {
+					t.Errorf("GET: got %d", got)
+				}
+			})
+		})
+	}
+}
+
+func TestTheRestOfABodyIsFetchedForTheSecondSending(t *testing.T) {
+	eachProtocol(t, acceptsSecond(t, 3), func(t *testing.T, s *sidecar) {
+		s.tokens.next = second
+		conn, from := s.dial(t, "POST / HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n3\r\nabc\r\n")
+		for len(s.tokens.invalidated()) == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		say(t, conn, "3\r\ndef\r\n0\r\nX-Sum: 6\r\n\r\n")
+		resp := answer(t, from, "POST")
+		if got, want := fmt.Sprint(resp.StatusCode, " ", read(t, resp.Body)), "200 POST "+digest("abcdef")+" 6"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	})
+}
+
+func TestABodyTooLargeToKeepIsNotSentAgain(t *testing.T) {
+	eachProtocol(t, acceptsSecond(t, 1<<20), func(t *testing.T, s *sidecar) {
+		s.tokens.next = second
+		for _, sized := range []bool{true, false} {
+			s.tokens.set(canary, nil)
+			var body io.Reader = strings.NewReader(strings.Repeat("x", 64<<10+1))
+			if !sized {
+				body = unsized{body}
+			}
+			resp := s.send(t, "POST", "/", body)
+			if got := fmt.Sprint(resp.StatusCode, read(t, resp.Body)); got != "401refused" {
+				t.Errorf("got %s, want the upstream's own answer", got)
+			}
+			s.recorder.wantsRefusals(t, "not_repeatable")
+			if got := s.send(t, "GET", "/", nil).StatusCode; got != http.StatusOK {
+				t.Errorf("the next request: got %d, want it to have the new token", got)
+			}
+		}
+	})
+}
+
+func TestWithoutAnotherTokenTheUpstreamsAnswerPasses(t *testing.T) {
+	eachProtocol(t, acceptsSecond(t, 1<<20), func(t *testing.T, s *sidecar) {
+		resp := s.send(t, "POST", "/", strings.NewReader("body"))
+		if got := fmt.Sprint(resp.StatusCode, read(t, resp.Body), resp.Header.Get("WWW-Authenticate")); got != `401refusedBearer error="invalid_token"` {
+			t.Errorf("got %s", got)
+		}
+		s.recorder.wantsRefusals(t, "no_other_token")
+	})
+}
+
+func TestABodyIsAskedForOnceByContinueThoughItIsSentTwice(t *testing.T) {
+	eachProtocol(t, acceptsSecond(t, 0), func(t *testing.T, s *sidecar) {
+		s.tokens.next = second
+		conn, from := s.dial(t, "POST / HTTP/1.1\r\nHost: app\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+		expect(t, from, "HTTP/1.1 100 Continue\r\n\r\n")
+		say(t, conn, "body")
+		resp := answer(t, from, "POST")
+		if got, want := fmt.Sprint(resp.StatusCode, " ", read(t, resp.Body)), "200 POST "+digest("body")+" "; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	})
+}
+
+// renewals is a TokenSource that always has another token.
+type renewals struct{ count atomic.Int64 }
+
+func (r *renewals) AccessToken(context.Context) (string, error) {
+	return fmt.Sprint("canary-token.", r.count.Load()), nil
+}
+func (r *renewals) Invalidate(string) { r.count.Add(1) }
+
+func TestAnUpstreamThatRefusesEveryTokenIsLeftAlone(t *testing.T) {
+	var requests atomic.Int64
+	upstream := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		w.WriteHeader(http.StatusUnauthorized)
+	})
+	source := &renewals{}
+	s := start(t, upstream.URL, proxy.Config{Tokens: source})
+	for range 500 {
+		if got := s.send(t, "GET", "/", nil).StatusCode; got != http.StatusUnauthorized {
+			t.Fatalf("got %d", got)
+		}
+	}
+	if got := requests.Load(); got > 600 {
+		t.Errorf("500 requests became %d, want 1.2 times as many at most", got)
+	}
+	if got := source.count.Load(); got != 1 {
+		t.Errorf("got %d renewals, want 1 a minute", got)
+	}
+}
+
+func TestATokenThatHasWorkedIsReplacedEachTimeItIsRefused(t *testing.T) {
+	var live atomic.Pointer[string]
+	upstream := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+*live.Load() {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	})
+	source := &renewals{}
+	s := start(t, upstream.URL, proxy.Config{Tokens: source})
+	for n := range 10 {
+		token := fmt.Sprint("canary-token.", n)
+		live.Store(&token)
+		for range 3 {
+			if got := s.send(t, "GET", "/", nil).StatusCode; got != http.StatusOK {
+				t.Fatalf("token %d: got %d", n, got)
+			}
+		}
+	}
+}
+
+func TestManyRefusalsAtOnceAreAllMended(t *testing.T) {
+	eachProtocol(t, acceptsSecond(t, 1<<20), func(t *testing.T, s *sidecar) {
+		s.tokens.next = second
+		var wg sync.WaitGroup
+		for i := range 500 {
+			wg.Go(func() {
+				content := strings.Repeat(fmt.Sprint(i, " "), 500)
+				resp, err := s.Client().Post(s.URL, "text/plain", strings.NewReader(content))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer resp.Body.Close()
+				if got, want := read(t, resp.Body), "POST "+digest(content)+" "; got != want {
+					t.Errorf("got %d %s, want %s", resp.StatusCode, got, want)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+func TestRequestsThatCannotBeSentAgainAreWaitedFor(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	upstream := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-release
+	})
+	unrepeatable := &proxy.Unrepeatable{}
+	s := start(t, upstream.URL, proxy.Config{Unrepeatable: unrepeatable})
+	unrepeatable.Wait(t.Context()) // there are none yet
+
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.send(t, "POST", "/", strings.NewReader(strings.Repeat("x", 100<<10)))
+	}()
+	<-arrived
+	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	unrepeatable.Wait(short)
+	if short.Err() == nil {
+		t.Error("a request in flight was not waited for")
+	}
+	close(release)
+	<-done
+	unrepeatable.Wait(t.Context())
+}
