@@ -28,6 +28,7 @@ type Metrics struct {
 	anomalies       *prometheus.CounterVec
 	skew            prometheus.Gauge
 	breakerOpen     prometheus.Gauge
+	contested       prometheus.Gauge
 
 	requests *prometheus.CounterVec
 	served   [len(methods) + 1][maxStatus + 1]atomic.Pointer[prometheus.Counter] // of requests
@@ -70,12 +71,13 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 	}
 	m.refusals = counters("token_refusals_total",
 		"Answers 401 of the upstream on account of the token, by what was done: replayed (sent again with another token), not_repeatable (the body was too large to be sent again), no_other_token (none was to be had), refused_for_good (fresh tokens are refused as well). All but replayed reached the app.", "outcome")
+	m.contested = gauge("token_contested", "1 while tokens keep dying before their time, which is what a second user of the same client does to a server that allows one pair of tokens per client, else 0.")
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: name("build_info"), Help: "Always 1; the label tells the version that runs.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	build.Set(1)
 	reg.MustRegister(build, m.refreshes, m.refreshErrors, m.refreshDuration, m.expiry, m.lastSuccess, m.nextRefresh,
-		m.failures, m.anomalies, m.skew, m.breakerOpen, m.requests, m.duration, m.inFlight, m.failed, m.refusals)
+		m.failures, m.anomalies, m.skew, m.breakerOpen, m.requests, m.duration, m.inFlight, m.failed, m.refusals, m.contested)
 	return m
 }
 
@@ -144,12 +146,16 @@ func (m *Metrics) ExpiryAnomaly(kind string) { m.anomalies.WithLabelValues(kind)
 func (m *Metrics) ClockSkew(ahead time.Duration) { m.skew.Set(ahead.Seconds()) }
 
 // BreakerChanged sets whether the circuit breaker is open.
-func (m *Metrics) BreakerChanged(open bool) {
-	if open {
-		m.breakerOpen.Set(1)
-		return
+func (m *Metrics) BreakerChanged(open bool) { set(m.breakerOpen, open) }
+
+// TokenContested sets whether tokens keep dying before their time.
+func (m *Metrics) TokenContested(contested bool) { set(m.contested, contested) }
+
+func set(g prometheus.Gauge, on bool) {
+	g.Set(0)
+	if on {
+		g.Set(1)
 	}
-	m.breakerOpen.Set(0)
 }
 
 // RequestStarted counts a request in flight, until RequestServed.

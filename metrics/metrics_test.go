@@ -20,6 +20,7 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	m.ExpiryAnomaly("past")
 	m.ClockSkew(-2 * time.Second)
 	m.BreakerChanged(true)
+	m.TokenContested(true)
 	m.RequestStarted()
 	m.RequestStarted()
 	m.RequestServed("GET", 200, 20*time.Millisecond)
@@ -35,6 +36,8 @@ token_sidecar_request_errors_total{reason="token_unavailable"} 1
 token_sidecar_requests_in_flight 1
 # TYPE token_sidecar_requests_total counter
 token_sidecar_requests_total{code="200",method="GET"} 1
+# TYPE token_sidecar_token_contested gauge
+token_sidecar_token_contested 1
 # TYPE token_sidecar_token_endpoint_breaker_open gauge
 token_sidecar_token_endpoint_breaker_open 1
 # TYPE token_sidecar_token_endpoint_clock_skew_seconds gauge

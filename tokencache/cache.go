@@ -49,6 +49,8 @@ type Recorder interface {
 	// (zero: none is held), when the server will be asked next, and how many
 	// cycles have failed in a row.
 	TokenScheduled(expiry, next time.Time, failures int)
+	// TokenContested reports, at every change, what Contested returns.
+	TokenContested(contested bool)
 }
 
 // Config is what a Cache is made of. Only Grants is required.
@@ -91,30 +93,11 @@ type Cache struct {
 	now    func() instant
 	random func() float64
 
-	state atomic.Pointer[state] // only Run replaces it
-	wake  chan struct{}         // asks Run to look at the state and the clocks again
+	state    atomic.Pointer[state] // only Run replaces it
+	unproven atomic.Bool           // see Renew
+	wake     chan struct{}         // asks Run to look at the state and the clocks again
 
 	logged failureLog // Run's
-}
-
-// state is all that is known at one time. It is replaced, never changed, but
-// for the one thing that others than Run find out.
-type state struct {
-	facts
-	refused    atomic.Bool   // the upstream refused access
-	superseded chan struct{} // closed when another state takes its place
-}
-
-type facts struct {
-	token      Token
-	access     string  // token.Access, revealed once; "": no token
-	goodUntil  instant // when access stops being handed out
-	heldUntil  instant // until then callers wait for what takes access's place
-	next       instant // when the server is asked next
-	forceable  instant // when Invalidate may bring that forward
-	err        error   // why the last cycle failed; nil: it did not
-	failures   int     // cycles failed in a row
-	refreshTry int     // of those, with the refresh token now held
 }
 
 // New returns an empty Cache. Run fills it.
@@ -164,7 +147,7 @@ func (c *Cache) await(ctx context.Context) (string, error) {
 			if patience = s.hold(now, c.cfg.Wait); patience <= 0 {
 				return s.access, nil
 			}
-		case deadline.until(s.next) > 0, ctx.Err() != nil:
+		case deadline.until(s.next) > 0 && !c.unproven.Load(), ctx.Err() != nil:
 			return "", c.unavailable(s)
 		}
 		c.nudge() // the token may have expired by a clock that Run has not seen yet
@@ -193,6 +176,18 @@ func (c *Cache) Invalidate(accessToken string) {
 	}
 }
 
+// Renew has the full grant performed now, to prove credentials that have
+// changed. The tokens at hand stay in use until there are others.
+func (c *Cache) Renew() {
+	c.unproven.Store(true)
+	c.nudge()
+}
+
+// Contested reports whether tokens keep dying before their time, as they do
+// when somebody else gets tokens for the same client from a server that allows
+// only one pair per client.
+func (c *Cache) Contested() bool { return c.state.Load().contested() }
+
 // Ready returns nil if a valid token is held and is not about to end, or else
 // the reason in words.
 func (c *Cache) Ready() error {
@@ -217,7 +212,7 @@ func (c *Cache) Run(ctx context.Context) error {
 func (c *Cache) sleepUntilDue(ctx context.Context) bool {
 	for {
 		left := c.now().until(c.state.Load().due())
-		if left <= 0 {
+		if left <= 0 || c.unproven.Load() {
 			return ctx.Err() == nil
 		}
 		timer := time.NewTimer(min(left, recheck))
@@ -232,34 +227,58 @@ func (c *Cache) sleepUntilDue(ctx context.Context) bool {
 	}
 }
 
+// A cause is why the server is asked.
+type cause int
+
+const (
+	scheduled cause = iota
+	refused         // the upstream refused the token
+	unproven        // the credentials have changed
+)
+
 // cycle asks the server once, with the refresh token or in full, or with both
 // in turn, and publishes what came of it.
 func (c *Cache) cycle(ctx context.Context) {
-	old, now := c.state.Load(), c.now()
-	forced := old.refused.Load()
-	switch {
-	case forced:
-		c.cfg.Log.Warn("the upstream refused the access token before its expiry: asking for another")
-		held := old.facts
-		held.forceable = now.add(c.cfg.InvalidateInterval)
-		held.heldUntil = now.add(c.cfg.Wait)
-		old = c.publish(held)
-	case old.valid(now) && old.refreshable(now):
-		c.quiet(ctx, quietPatience)
-		held := old.facts
-		held.heldUntil = c.now().add(c.cfg.Hold)
-		old = c.publish(held)
-		c.quiet(ctx, quietHold)
+	old := c.state.Load()
+	why := scheduled
+	if c.unproven.Swap(false) {
+		why = unproven
 	}
-	token, grant, err := c.renew(ctx, old, forced)
+	if old.refused.Load() {
+		why = refused // whose full grant proves credentials as well
+	}
+	old = c.prepare(ctx, old, why)
+	token, grant, err := c.renew(ctx, old, why)
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return
 	case err != nil:
-		c.publish(c.failed(old, grant, err))
+		c.publish(c.failed(old, why, grant, err))
 	default:
-		c.publish(c.renewed(old, token, grant))
+		c.publish(c.renewed(old, why, token, grant))
 	}
+}
+
+// prepare publishes what callers are to do while the server is being asked.
+func (c *Cache) prepare(ctx context.Context, old *state, why cause) *state {
+	now, f := c.now(), old.facts
+	switch {
+	case why == refused:
+		c.cfg.Log.Warn("the upstream refused the access token before its expiry: asking for another")
+		f.diedEarly++
+		f.forceable = now.add(c.cfg.InvalidateInterval)
+		f.heldUntil = now.add(c.cfg.Wait)
+	case why == unproven:
+		c.cfg.Log.Info("the client's credentials have changed: proving them")
+		f.next = now
+	case !old.valid(now) || !old.refreshable(now):
+		return old // nobody gets a token, or nothing happens to the one they get
+	default:
+		c.quiet(ctx, quietPatience)
+		f.heldUntil = c.now().add(c.cfg.Hold)
+		defer c.quiet(ctx, quietHold)
+	}
+	return c.publish(f)
 }
 
 func (c *Cache) quiet(ctx context.Context, patience time.Duration) {
@@ -272,8 +291,8 @@ func (c *Cache) quiet(ctx context.Context, patience time.Duration) {
 }
 
 // renew returns the new token, and the grant that brought it or failed last.
-func (c *Cache) renew(ctx context.Context, old *state, forced bool) (Token, string, error) {
-	if !forced && old.refreshable(c.now()) {
+func (c *Cache) renew(ctx context.Context, old *state, why cause) (Token, string, error) {
+	if why == scheduled && old.refreshable(c.now()) {
 		token, err := c.ask(old, grantRefreshToken, func() (Token, error) {
 			return c.cfg.Grants.RefreshToken(ctx, old.token.Refresh)
 		})
@@ -311,7 +330,7 @@ func outcome(err error, same bool) (result, why string) {
 	return "success", ""
 }
 
-func (c *Cache) renewed(old *state, token Token, grant string) facts {
+func (c *Cache) renewed(old *state, why cause, token Token, grant string) facts {
 	issued := instantOf(token.Issued, c.origin)
 	life := token.Expiry.Sub(token.Issued)
 	token.Lifetime = cmp.Or(token.Lifetime, life)
@@ -332,6 +351,9 @@ func (c *Cache) renewed(old *state, token Token, grant string) facts {
 		next:      issued.add(after),
 		forceable: old.forceable,
 	}
+	if why != scheduled {
+		s.diedEarly = old.diedEarly
+	}
 	if now := c.now(); now.until(s.next) < floor {
 		s.next = now.add(floor)
 	}
@@ -341,13 +363,14 @@ func (c *Cache) renewed(old *state, token Token, grant string) facts {
 	return s
 }
 
-func (c *Cache) failed(old *state, grant string, err error) facts {
+func (c *Cache) failed(old *state, why cause, grant string, err error) facts {
 	s := old.facts
 	s.err, s.failures, s.heldUntil = err, old.failures+1, instant{}
 	if errors.Is(err, ErrNotAsked) {
 		s.err, s.failures = cmp.Or(old.err, err), old.failures
 	}
 	switch {
+	case why == unproven: // which says nothing about the refresh token
 	case grant == grantClientCredentials:
 		s.token.Refresh = Secret{} // it was refused, lost, or failed twice
 	case retryAfter(err) == 0: // a server that is only busy spends no try
@@ -361,8 +384,15 @@ func (c *Cache) failed(old *state, grant string, err error) facts {
 
 func (c *Cache) publish(f facts) *state {
 	s := &state{facts: f, superseded: make(chan struct{})}
-	close(c.state.Swap(s).superseded)
+	old := c.state.Swap(s)
+	close(old.superseded)
 	c.cfg.Recorder.TokenScheduled(s.token.Expiry, s.next.wall, s.failures)
+	if s.contested() != old.contested() {
+		c.cfg.Recorder.TokenContested(s.contested())
+	}
+	if s.contested() && !old.contested() {
+		c.cfg.Log.Warn("tokens keep dying before their time: another process, replica or person may be using the same client, and the server may allow one pair of tokens per client; give each a client of its own")
+	}
 	return s
 }
 
@@ -373,37 +403,8 @@ func (c *Cache) nudge() {
 	}
 }
 
-func (s *state) valid(now instant) bool { return s.access != "" && now.until(s.goodUntil) > 0 }
-
-// due is when the server is to be asked next. A refused token brings that
-// forward, but not while the server itself is in trouble.
-func (s *state) due() instant {
-	if s.refused.Load() && s.err == nil {
-		return s.next.earlier(s.forceable)
-	}
-	return s.next
-}
-
-// hold is how long a caller should wait for the token that will take the
-// place of a valid one, wait at most.
-func (s *state) hold(now instant, wait time.Duration) time.Duration {
-	if s.refused.Load() && s.err == nil && now.until(s.forceable) <= 0 {
-		return wait // Run is about to see it
-	}
-	if s.heldUntil.mono == 0 {
-		return 0
-	}
-	return min(wait, now.until(s.heldUntil))
-}
-
-// refreshable reports whether the refresh token is worth sending: it is if it
-// is there, has not expired, and has not failed twice.
-func (s *state) refreshable(now instant) bool {
-	expiry := s.token.RefreshExpiry
-	return !s.token.Refresh.IsZero() && s.refreshTry < 2 && (expiry.IsZero() || now.wall.Before(expiry))
-}
-
 type noRecorder struct{}
 
 func (noRecorder) TokenRefreshed(_, _, _ string, _ time.Duration) {}
 func (noRecorder) TokenScheduled(_, _ time.Time, _ int)           {}
+func (noRecorder) TokenContested(bool)                            {}

@@ -425,6 +425,7 @@ type recorder struct {
 	results      map[string]int
 	expiry, next time.Time
 	failures     int
+	contested    bool
 }
 
 func (r *recorder) TokenRefreshed(grantType, result, reason string, _ time.Duration) {
@@ -440,6 +441,12 @@ func (r *recorder) TokenScheduled(expiry, next time.Time, failures int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.expiry, r.next, r.failures = expiry, next, failures
+}
+
+func (r *recorder) TokenContested(contested bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.contested = contested
 }
 
 func TestRecorderSeesEveryRequest(t *testing.T) {
@@ -615,6 +622,56 @@ func TestRefusedTokenIsNotGivenOutWhileItIsReplaced(t *testing.T) {
 		wantToken(t, c, "access-2") // no other can be had, so it is for the upstream to say
 		if waited := time.Since(start); waited != 2*time.Second {
 			t.Errorf("waited %v, want until the renewal had failed", waited)
+		}
+	})
+}
+
+func TestChangedCredentialsAreProvenAtOnce(t *testing.T) {
+	s := &server{grant: failure{sentinel: ErrClientRejected}}
+	run(t, s, Config{Wait: time.Second}, func(t *testing.T, c *Cache) {
+		time.Sleep(10 * time.Second) // it will be asked again in one to five minutes
+		s.change(func() { s.grant = nil })
+		s.asked()
+		c.Renew()
+		wantToken(t, c, "access-1")
+		wantAsked(t, s, "client_credentials")
+	})
+}
+
+func TestWrongNewCredentialsDoNoHarmWhileThePairLives(t *testing.T) {
+	s := &server{}
+	run(t, s, Config{Wait: time.Second}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		s.change(func() { s.grant = failure{sentinel: ErrClientRejected} })
+		c.Renew()
+		synctest.Wait()
+		wantAsked(t, s, "client_credentials client_credentials")
+		wantToken(t, c, "access-1")
+		time.Sleep(10 * time.Minute)
+		wantToken(t, c, "access-2") // by the refresh token, which they left alone
+		wantAsked(t, s, "refresh_token")
+	})
+}
+
+func TestAContestedClientIsNamed(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	s, rec := &server{}, &recorder{}
+	run(t, s, Config{Wait: time.Second, Log: zap.New(core), Recorder: rec}, func(t *testing.T, c *Cache) {
+		for range 5 {
+			token, err := c.AccessToken(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			c.Invalidate(token)
+		}
+		synctest.Wait()
+		if !c.Contested() || !rec.contested || logs.FilterMessageSnippet("keep dying before their time").Len() != 1 {
+			t.Errorf("contested: %v, recorded: %v, log: %v", c.Contested(), rec.contested, logs.All())
+		}
+		time.Sleep(2 * time.Hour)
+		if c.Contested() || rec.contested {
+			t.Error("still contested after tokens have lived their time")
 		}
 	})
 }

@@ -11,9 +11,14 @@ import (
 
 // probes answers the kubelet.
 type probes struct {
-	tokens   interface{ Ready() error }
+	tokens   tokens
 	stopping atomic.Bool
 	started  atomic.Bool // a first token has been held
+}
+
+type tokens interface {
+	Ready() error
+	Contested() bool
 }
 
 // adminHandler serves GET and HEAD; other methods get 405.
@@ -35,6 +40,9 @@ func (p *probes) ready(w http.ResponseWriter, _ *http.Request) {
 		err = fmt.Errorf("shutting down")
 	}
 	answer(w, err)
+	if p.tokens.Contested() {
+		_, _ = fmt.Fprintln(w, "but tokens keep dying before their time: somebody else seems to use the same client")
+	}
 }
 
 // startup passes from the first token on, so that containers started after

@@ -2,9 +2,9 @@ package main
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,12 +19,16 @@ import (
 
 // app is the whole sidecar but for its sockets.
 type app struct {
-	cfg   config
-	log   *zap.Logger
-	cache *tokencache.Cache
-	proxy *http.Server
-	admin *http.Server
-	probe *probes
+	cfg    config
+	log    *zap.Logger
+	secret *secretFile // nil: the secret is not in a file
+	cache  *tokencache.Cache
+	proxy  *http.Server
+	admin  *http.Server
+	probe  *probes
+
+	inFlight sync.WaitGroup // requests, and the tunnels that some become
+	cutOff   context.CancelFunc
 }
 
 // newApp wires the sidecar. adapt, if not nil, may change the transports to
@@ -48,9 +52,12 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	}
 
 	a := &app{cfg: cfg, log: log}
+	if cfg.ClientSecretFile != "" {
+		a.secret = &secretFile{path: cfg.ClientSecretFile}
+	}
 	unrepeatable := &proxy.Unrepeatable{}
 	a.cache = tokencache.New(tokencache.Config{
-		Grants:             grant.WithBreaker(newClient(cfg, tokenTransport, log, m), m.BreakerChanged),
+		Grants:             grant.WithBreaker(a.newClient(tokenTransport, m), m.BreakerChanged),
 		Wait:               cfg.TokenWait,
 		Window:             cfg.RefreshWindow,
 		Leeway:             cfg.ExpiryLeeway,
@@ -62,25 +69,41 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		Log:                log,
 		Recorder:           m,
 	})
-	a.proxy = server(log, proxy.New(proxy.Config{
+	a.proxy = server(log, a.counted(proxy.New(proxy.Config{
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
 		Transport:    upstreamTransport,
 		Unrepeatable: unrepeatable,
 		Log:          log,
 		Recorder:     m,
-	}))
+	})))
+	requests, cutOff := context.WithCancel(context.Background())
+	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }
+	a.cutOff = cutOff
 	a.probe = &probes{tokens: a.cache}
 	a.admin = server(log, adminHandler(a.probe, reg))
 	return a
 }
 
-func newClient(cfg config, transport http.RoundTripper, log *zap.Logger, rec grant.Recorder) *grant.Client {
+func (a *app) counted(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.inFlight.Add(1)
+		defer a.inFlight.Done()
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.Client {
+	cfg := a.cfg
+	secret := func() (tokencache.Secret, error) { return cfg.ClientSecret, nil }
+	if a.secret != nil {
+		secret = a.secret.read
+	}
 	return grant.New(grant.Config{
 		TokenURL:           cfg.TokenURL.URL,
 		RefreshURL:         cfg.RefreshURL.URL,
 		ClientID:           cfg.ClientID,
-		ClientSecret:       cfg.secret(),
+		ClientSecret:       secret,
 		Auth:               cfg.ClientAuthMethod,
 		RefreshWithoutAuth: !cfg.RefreshClientAuth,
 		Encoding:           cfg.TokenRequestEncoding,
@@ -98,7 +121,7 @@ func newClient(cfg config, transport http.RoundTripper, log *zap.Logger, rec gra
 		},
 		Timeout:   cfg.TokenRequestTimeout,
 		Transport: transport,
-		Log:       log,
+		Log:       a.log,
 		Recorder:  rec,
 	})
 }
@@ -123,12 +146,14 @@ func server(log *zap.Logger, h http.Handler) *http.Server {
 // fails. The end comes in order: not ready, requests in flight drained, and
 // only then, since they need tokens to the last, the cache.
 func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listener) error {
-	cacheCtx, stopCache := context.WithCancel(context.Background())
-	cacheDone := make(chan error, 1)
-	go func() { cacheDone <- a.cache.Run(cacheCtx) }()
-
+	background, stopBackground := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = a.cache.Run(background) }) // it returns nil
+	if a.secret != nil {
+		running.Go(func() { a.secret.watch(background, a.cache.Renew) })
+	}
 	failed := make(chan error, 2)
-	go func() { failed <- a.proxy.Serve(proxyListener) }()
+	go func() { failed <- a.proxy.Serve(halfCloseListener{proxyListener}) }()
 	go func() { failed <- a.admin.Serve(adminListener) }()
 
 	var err error
@@ -136,20 +161,35 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	case err = <-failed:
 	case <-ctx.Done():
 	}
-	a.probe.stopping.Store(true)
-	a.log.Info("stopping: draining requests in flight", zap.Duration("drain_timeout", a.cfg.DrainTimeout))
 	a.shutdown()
-	stopCache()
-	return errors.Join(err, <-cacheDone)
+	stopBackground()
+	running.Wait()
+	return err
 }
 
 // shutdown waits until requests in flight have ended, or cuts them off.
 func (a *app) shutdown() {
+	a.probe.stopping.Store(true)
+	a.log.Info("stopping: draining requests in flight",
+		zap.Duration("shutdown_delay", a.cfg.ShutdownDelay), zap.Duration("drain_timeout", a.cfg.DrainTimeout))
+	time.Sleep(a.cfg.ShutdownDelay)
+
 	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.DrainTimeout)
 	defer cancel()
-	if err := a.proxy.Shutdown(ctx); err != nil {
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		_ = a.proxy.Shutdown(ctx) // which forgets connections that have become tunnels
+		a.inFlight.Wait()
+	}()
+	select {
+	case <-drained:
+	case <-ctx.Done():
 		a.log.Warn("requests were still in flight after DRAIN_TIMEOUT, and are cut off")
+		a.cutOff()
 		_ = a.proxy.Close()
+		<-drained
 	}
+	a.cutOff()
 	_ = a.admin.Close()
 }

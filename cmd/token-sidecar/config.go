@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"reflect"
 	"regexp"
 	"slices"
@@ -65,8 +64,9 @@ type config struct {
 	UpstreamIdleTimeout     time.Duration `env:"UPSTREAM_IDLE_TIMEOUT" envDefault:"4s" help:"How long an idle connection to the upstream is kept. It must be less than the upstream keeps it for, or requests will meet closing connections."`
 	UpstreamProxyURL        proxyURL      `env:"UPSTREAM_PROXY_URL" help:"A proxy for requests to the upstream, written like TOKEN_PROXY_URL."`
 
-	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"25s" help:"After SIGTERM, how long requests in flight may take to end."`
-	LogLevel     zapcore.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error."`
+	ShutdownDelay time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0" help:"After SIGTERM, how long to go on serving while /readyz already says no, so that a load balancer can notice."`
+	DrainTimeout  time.Duration `env:"DRAIN_TIMEOUT" envDefault:"25s" help:"After SIGTERM, and SHUTDOWN_DELAY, how long requests in flight may take to end. Then they are cut off."`
+	LogLevel      zapcore.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error."`
 }
 
 // loadConfig reads the configuration from an environment. Its error tells all
@@ -103,7 +103,7 @@ func (c *config) validate(f faults) {
 	}
 	for name, d := range map[string]time.Duration{
 		"MAX_LIFETIME": c.MaxLifetime, "EXPIRY_LEEWAY": c.ExpiryLeeway, "TOKEN_WAIT": c.TokenWait,
-		"UPSTREAM_RESPONSE_TIMEOUT": c.UpstreamResponseTimeout, "DRAIN_TIMEOUT": c.DrainTimeout,
+		"UPSTREAM_RESPONSE_TIMEOUT": c.UpstreamResponseTimeout, "DRAIN_TIMEOUT": c.DrainTimeout, "SHUTDOWN_DELAY": c.ShutdownDelay,
 	} {
 		f.unless(d >= 0, name, "want a duration of 0 or more, such as 10s")
 	}
@@ -127,14 +127,6 @@ func (c *config) validateSecret(f faults) {
 		_, err := readSecret(c.ClientSecretFile)
 		f.unless(err == nil, "CLIENT_SECRET_FILE", fmt.Sprint(err))
 	}
-}
-
-// secret returns the source of the client secret.
-func (c *config) secret() func() (tokencache.Secret, error) {
-	if c.ClientSecretFile == "" {
-		return func() (tokencache.Secret, error) { return c.ClientSecret, nil }
-	}
-	return func() (tokencache.Secret, error) { return readSecret(c.ClientSecretFile) }
 }
 
 // reservedParameters are those that the grants set themselves; RFC 6749
@@ -182,20 +174,6 @@ func fromFile(f faults, value *tokencache.Secret, path, name string) {
 	content, err := readSecret(path)
 	f.unless(err == nil, name, fmt.Sprint(err))
 	*value = content
-}
-
-// readSecret reads a file that holds a secret, without the line end that
-// editors put behind it.
-func readSecret(path string) (tokencache.Secret, error) {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return tokencache.Secret{}, err // names the path and the cause alone
-	}
-	secret := tokencache.NewSecret(strings.TrimRight(string(content), "\r\n"))
-	if secret.IsZero() {
-		return secret, fmt.Errorf("%s is empty", path)
-	}
-	return secret, nil
 }
 
 // An endpointURL is an absolute http or https URL.

@@ -51,6 +51,7 @@ type stack struct {
 	app      *http.Client // what the legacy app uses
 	log      *lockedBuffer
 	admin    http.Handler
+	stop     context.CancelFunc // as SIGTERM does
 }
 
 // withStack runs test against a sidecar configured by environ alone. The
@@ -85,13 +86,14 @@ func withStack(t *testing.T, environ map[string]string, provider *granttest.Serv
 		go func() { served <- a.serve(ctx, local, adminLocal) }()
 		app := &http.Transport{DialContext: local.Dial}
 
-		test(&stack{t, provider, &http.Client{Transport: app}, log, a.admin.Handler})
-
-		app.CloseIdleConnections()
-		stop()
-		if err := <-served; err != nil {
-			t.Errorf("serve returned %v at a stop", err)
-		}
+		defer func() { // also after a fatal error, or the bubble would hide it
+			app.CloseIdleConnections()
+			stop()
+			if err := <-served; err != nil {
+				t.Errorf("serve returned %v at a stop", err)
+			}
+		}()
+		test(&stack{t, provider, &http.Client{Transport: app}, log, a.admin.Handler, stop})
 	})
 }
 

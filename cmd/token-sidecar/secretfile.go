@@ -1,0 +1,67 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/token-sidecar/token-sidecar/tokencache"
+)
+
+// A secretFile holds a secret and may be replaced at any time, also by
+// somebody who writes it piece by piece: while it cannot be read or is empty,
+// what it held before stands.
+type secretFile struct {
+	path string
+
+	mu   sync.Mutex
+	last tokencache.Secret
+}
+
+// read returns what the file holds.
+func (s *secretFile) read() (tokencache.Secret, error) {
+	secret, err := readSecret(s.path)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil && !s.last.IsZero() {
+		return s.last, nil
+	}
+	s.last = secret
+	return secret, err
+}
+
+// watch calls changed whenever the file holds another secret than before,
+// until ctx is done. Kubernetes replaces mounted files about once a minute.
+func (s *secretFile) watch(ctx context.Context, changed func()) {
+	before, _ := s.read()
+	ticker := time.NewTicker(5 * time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if now, err := s.read(); err == nil && now.Reveal() != before.Reveal() {
+			before = now
+			changed()
+		}
+	}
+}
+
+// readSecret reads a file that holds a secret, without the line end that
+// editors put behind it.
+func readSecret(path string) (tokencache.Secret, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return tokencache.Secret{}, err // names the path and the cause alone
+	}
+	secret := tokencache.NewSecret(strings.TrimRight(string(content), "\r\n"))
+	if secret.IsZero() {
+		return secret, fmt.Errorf("%s is empty", path)
+	}
+	return secret, nil
+}
