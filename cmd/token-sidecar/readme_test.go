@@ -4,6 +4,8 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -86,6 +88,35 @@ func metricsTable(t *testing.T) string {
 			strings.Join(labels, ", "), family.GetHelp())
 	}
 	return b.String()
+}
+
+func TestReadmeNamesTestsThatExist(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("../../*/*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	deeper, _ := filepath.Glob("../../*/*/*_test.go")
+	var tests strings.Builder
+	for _, file := range append(files, deeper...) {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tests.Write(content)
+	}
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(readme), -1)
+	if len(named) == 0 {
+		t.Fatal("README.md names no test")
+	}
+	for _, name := range named {
+		if !strings.Contains(tests.String(), "\nfunc "+name[1]+"(t *testing.T)") {
+			t.Errorf("README.md promises what %s shows, but there is no such test", name[1])
+		}
+	}
 }
 
 func TestMetricsAreNamedByConvention(t *testing.T) {
