@@ -31,7 +31,10 @@ const (
 
 	// The loop looks at the clocks this often, to notice a wall clock that
 	// was set, or a machine that was suspended, when no request tells it.
-	recheck       = 30 * time.Second
+	recheck = 30 * time.Second
+	// Callers wait this long for the token that takes the place of a refused one.
+	replaceWait = 10 * time.Second
+
 	quietPatience = 2 * time.Second
 	quietHold     = 100 * time.Millisecond
 	// A log line for a failure that goes on is repeated this often.
@@ -65,7 +68,7 @@ type Config struct {
 	// tenth of its life: servers tell whole seconds, and requests travel.
 	Leeway time.Duration
 	// MinInterval is the least time between two cycles of requests to the
-	// server, unless a token's own life is too short for it.
+	// server, unless a token's own life is too short for it; 0: 1 s.
 	MinInterval time.Duration
 	// Hold bounds how long AccessToken waits, while a refresh is on its way
 	// that may kill the token at hand, before it gives that out all the same;
@@ -79,7 +82,8 @@ type Config struct {
 	// FullGrantOnly leaves refresh tokens unused.
 	FullGrantOnly bool
 	// InvalidateInterval is the least time between two renewals asked for by
-	// Invalidate, so that an upstream which refuses every token causes no storm.
+	// Invalidate, so that an upstream which refuses every token causes no
+	// storm; 0: 10 s.
 	InvalidateInterval time.Duration
 
 	Log      *zap.Logger // nil: silent
@@ -105,6 +109,8 @@ func New(cfg Config) *Cache {
 	if cfg.Window == (Window{}) {
 		cfg.Window = DefaultWindow
 	}
+	cfg.MinInterval = cmp.Or(cfg.MinInterval, time.Second)
+	cfg.InvalidateInterval = cmp.Or(cfg.InvalidateInterval, 10*time.Second)
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
 	}
@@ -127,27 +133,25 @@ func New(cfg Config) *Cache {
 // dead on arrival.
 func (c *Cache) AccessToken(ctx context.Context) (string, error) {
 	s, now := c.state.Load(), c.now()
-	if s.valid(now) && s.hold(now, c.cfg.Wait) <= 0 {
+	if s.valid(now) && s.hold(now) <= 0 {
 		return s.access, nil
 	}
 	return c.await(ctx)
 }
 
 func (c *Cache) await(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.Wait)
-	defer cancel()
-	deadline := c.now().add(c.cfg.Wait)
+	began := c.now()
 	for {
 		s, now := c.state.Load(), c.now()
-		patience := c.cfg.Wait
-		switch valid := s.valid(now); {
-		case valid && ctx.Err() != nil:
-			return s.access, nil
-		case valid:
-			if patience = s.hold(now, c.cfg.Wait); patience <= 0 {
+		waited := now.mono - began.mono
+		patience := c.cfg.Wait - waited
+		switch {
+		case s.valid(now):
+			patience = min(s.hold(now), replaceWait-waited)
+			if patience <= 0 || ctx.Err() != nil {
 				return s.access, nil
 			}
-		case deadline.until(s.next) > 0 && !c.unproven.Load(), ctx.Err() != nil:
+		case patience <= 0, ctx.Err() != nil, now.add(patience).until(s.next) > 0 && !c.unproven.Load():
 			return "", c.unavailable(s)
 		}
 		c.nudge() // the token may have expired by a clock that Run has not seen yet
@@ -239,46 +243,47 @@ const (
 // cycle asks the server once, with the refresh token or in full, or with both
 // in turn, and publishes what came of it.
 func (c *Cache) cycle(ctx context.Context) {
-	old := c.state.Load()
-	why := scheduled
-	if c.unproven.Swap(false) {
-		why = unproven
-	}
-	if old.refused.Load() {
-		why = refused // whose full grant proves credentials as well
-	}
-	old = c.prepare(ctx, old, why)
-	token, grant, err := c.renew(ctx, old, why)
+	why, f := c.begin(ctx)
+	token, grant, err := c.renew(ctx, &f, why)
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return
 	case err != nil:
-		c.publish(c.failed(old, why, grant, err))
+		c.publish(c.failed(f, grant, err))
 	default:
-		c.publish(c.renewed(old, why, token, grant))
+		c.publish(c.renewed(f, why, token, grant))
 	}
 }
 
-// prepare publishes what callers are to do while the server is being asked.
-func (c *Cache) prepare(ctx context.Context, old *state, why cause) *state {
+// begin finds out why the server is to be asked, and publishes what callers
+// are to do meanwhile.
+func (c *Cache) begin(ctx context.Context) (cause, facts) {
+	old := c.state.Load()
+	changed := c.unproven.Swap(false)
+	mayKill := !changed && old.valid(c.now()) && old.refreshable(c.now())
+	if mayKill && !old.refused.Load() {
+		c.quiet(ctx, min(quietPatience, c.now().until(old.goodUntil)/4))
+	}
 	now, f := c.now(), old.facts
 	switch {
-	case why == refused:
+	case old.refused.Load(): // the full grant that follows proves credentials as well
 		c.cfg.Log.Warn("the upstream refused the access token before its expiry: asking for another")
 		f.diedEarly++
 		f.forceable = now.add(c.cfg.InvalidateInterval)
-		f.heldUntil = now.add(c.cfg.Wait)
-	case why == unproven:
+		f.heldUntil = now.add(replaceWait)
+		c.publish(f)
+		return refused, f
+	case changed:
 		c.cfg.Log.Info("the client's credentials have changed: proving them")
 		f.next = now
-	case !old.valid(now) || !old.refreshable(now):
-		return old // nobody gets a token, or nothing happens to the one they get
-	default:
-		c.quiet(ctx, quietPatience)
-		f.heldUntil = c.now().add(c.cfg.Hold)
-		defer c.quiet(ctx, quietHold)
+		c.publish(f)
+		return unproven, f
+	case mayKill:
+		f.heldUntil = now.add(c.cfg.Hold)
+		c.publish(f)
+		c.quiet(ctx, quietHold)
 	}
-	return c.publish(f)
+	return scheduled, f
 }
 
 func (c *Cache) quiet(ctx context.Context, patience time.Duration) {
@@ -291,28 +296,31 @@ func (c *Cache) quiet(ctx context.Context, patience time.Duration) {
 }
 
 // renew returns the new token, and the grant that brought it or failed last.
-func (c *Cache) renew(ctx context.Context, old *state, why cause) (Token, string, error) {
-	if why == scheduled && old.refreshable(c.now()) {
-		token, err := c.ask(old, grantRefreshToken, func() (Token, error) {
-			return c.cfg.Grants.RefreshToken(ctx, old.token.Refresh)
+// A refresh token that is no use any more it takes out of f.
+func (c *Cache) renew(ctx context.Context, f *facts, why cause) (Token, string, error) {
+	if why == scheduled && f.refreshable(c.now()) {
+		token, err := c.ask(f.access, grantRefreshToken, func() (Token, error) {
+			return c.cfg.Grants.RefreshToken(ctx, f.token.Refresh)
 		})
 		if !errors.Is(err, ErrRefreshTokenRejected) && !errors.Is(err, ErrOutcomeUnknown) {
 			return token, grantRefreshToken, err
 		}
 		c.cfg.Log.Info("the refresh token is no use any more: asking with the full grant",
 			zap.String("reason", reason(err)))
+		f.token.Refresh = Secret{}
 	}
-	token, err := c.ask(old, grantClientCredentials, func() (Token, error) {
+	token, err := c.ask(f.access, grantClientCredentials, func() (Token, error) {
 		return c.cfg.Grants.ClientCredentials(ctx)
 	})
 	return token, grantClientCredentials, err
 }
 
-func (c *Cache) ask(old *state, grantType string, request func() (Token, error)) (Token, error) {
+// ask makes one request, and records it if it was really made.
+func (c *Cache) ask(held, grantType string, request func() (Token, error)) (Token, error) {
 	start := time.Now()
 	token, err := request()
-	if !errors.Is(err, ErrNotAsked) {
-		result, why := outcome(err, token.Access.Reveal() == old.access)
+	if !errors.Is(err, ErrNotAsked) && !errors.Is(err, context.Canceled) {
+		result, why := outcome(err, token.Access.Reveal() == held)
 		c.cfg.Recorder.TokenRefreshed(grantType, result, why, time.Since(start))
 	}
 	return token, err
@@ -330,13 +338,14 @@ func outcome(err error, same bool) (result, why string) {
 	return "success", ""
 }
 
-func (c *Cache) renewed(old *state, why cause, token Token, grant string) facts {
+// renewed makes of f what is known with a new token.
+func (c *Cache) renewed(f facts, why cause, token Token, grant string) facts {
 	issued := instantOf(token.Issued, c.origin)
 	life := token.Expiry.Sub(token.Issued)
 	token.Lifetime = cmp.Or(token.Lifetime, life)
 	after := refreshIn(token, c.cfg.Window, c.random())
 	floor := min(c.cfg.MinInterval, token.Lifetime/2)
-	if unchanged := token.Access.Reveal() == old.access; unchanged {
+	if unchanged := token.Access.Reveal() == f.access; unchanged {
 		// Near its end such a token's remaining life, and so every fraction
 		// of it, goes to nothing: only the whole interval prevents a hot loop.
 		floor = c.cfg.MinInterval
@@ -349,10 +358,10 @@ func (c *Cache) renewed(old *state, why cause, token Token, grant string) facts 
 		access:    token.Access.Reveal(),
 		goodUntil: issued.add(life - min(c.cfg.Leeway, life/10)),
 		next:      issued.add(after),
-		forceable: old.forceable,
+		forceable: f.forceable,
 	}
 	if why != scheduled {
-		s.diedEarly = old.diedEarly
+		s.diedEarly = f.diedEarly
 	}
 	if now := c.now(); now.until(s.next) < floor {
 		s.next = now.add(floor)
@@ -363,26 +372,24 @@ func (c *Cache) renewed(old *state, why cause, token Token, grant string) facts 
 	return s
 }
 
-func (c *Cache) failed(old *state, why cause, grant string, err error) facts {
-	s := old.facts
-	s.err, s.failures, s.heldUntil = err, old.failures+1, instant{}
+// failed makes of f what is known after the request of that grant has failed.
+func (c *Cache) failed(f facts, grant string, err error) facts {
+	wait := max(retryIn(err, f.failures, c.random()), c.cfg.MinInterval)
+	f.next, f.heldUntil = c.now().add(wait), instant{}
 	if errors.Is(err, ErrNotAsked) {
-		s.err, s.failures = cmp.Or(old.err, err), old.failures
+		f.err = cmp.Or(f.err, err)
+	} else {
+		f.err = err
+		f.failures++
 	}
-	switch {
-	case why == unproven: // which says nothing about the refresh token
-	case grant == grantClientCredentials:
-		s.token.Refresh = Secret{} // it was refused, lost, or failed twice
-	case retryAfter(err) == 0: // a server that is only busy spends no try
-		s.refreshTry++
+	if grant == grantRefreshToken && retryAfter(err) == 0 { // a server that is only busy spends no try
+		f.refreshTry++
 	}
-	wait := max(retryIn(err, old.failures, c.random()), c.cfg.MinInterval)
-	s.next = c.now().add(wait)
-	c.logFailure(s, grant, wait)
-	return s
+	c.logFailure(f, grant, wait)
+	return f
 }
 
-func (c *Cache) publish(f facts) *state {
+func (c *Cache) publish(f facts) {
 	s := &state{facts: f, superseded: make(chan struct{})}
 	old := c.state.Swap(s)
 	close(old.superseded)
@@ -393,7 +400,6 @@ func (c *Cache) publish(f facts) *state {
 	if s.contested() && !old.contested() {
 		c.cfg.Log.Warn("tokens keep dying before their time: another process, replica or person may be using the same client, and the server may allow one pair of tokens per client; give each a client of its own")
 	}
-	return s
 }
 
 func (c *Cache) nudge() {

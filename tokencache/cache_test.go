@@ -250,7 +250,7 @@ func TestWaitEndsWithTheCallersPatience(t *testing.T) {
 		defer cancel()
 		start := time.Now()
 		_, err := c.AccessToken(ctx)
-		if err == nil || err.(Failure).Reason() != "starting" || time.Since(start) != 3*time.Second {
+		if err == nil || err.(Failure).Reason() != "pending" || time.Since(start) != 3*time.Second {
 			t.Errorf("got %v after %v", err, time.Since(start))
 		}
 		if _, err = c.AccessToken(t.Context()); err == nil || time.Since(start) != 13*time.Second {
@@ -382,7 +382,7 @@ func TestWallClockSetBackChangesNothing(t *testing.T) {
 func TestReadySaysWhyNot(t *testing.T) {
 	s := &server{took: time.Second}
 	run(t, s, Config{}, func(t *testing.T, c *Cache) {
-		if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "not answered yet") {
+		if err := c.Ready(); err == nil || !strings.Contains(err.Error(), "is being asked") {
 			t.Errorf("before the first token: %v", err)
 		}
 		time.Sleep(2 * time.Second)
@@ -674,4 +674,72 @@ func TestAContestedClientIsNamed(t *testing.T) {
 			t.Error("still contested after tokens have lived their time")
 		}
 	})
+}
+
+func TestARenewalThatFailsKeepsTheRefreshToken(t *testing.T) {
+	s := &server{grant: nil}
+	run(t, s, Config{Wait: time.Second}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		s.change(func() { s.grant = errDown })
+		c.Invalidate("access-1")
+		time.Sleep(3 * time.Second)
+		wantAsked(t, s, "client_credentials client_credentials refresh_token")
+		wantToken(t, c, "access-2")
+	})
+}
+
+func TestARefusalDuringTheQuietWaitLeadsToTheFullGrant(t *testing.T) {
+	s := &server{}
+	quiet := func(ctx context.Context) { <-ctx.Done() } // an upload that does not end
+	run(t, s, Config{Wait: time.Second, Hold: time.Second, Quiet: quiet, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		time.Sleep(30*time.Minute + time.Second)
+		wantAsked(t, s, "client_credentials")
+		c.Invalidate("access-1")
+		wantToken(t, c, "access-2")
+		wantAsked(t, s, "client_credentials")
+	})
+}
+
+func TestQuietIsWaitedForButNotForLong(t *testing.T) {
+	s := &server{}
+	quiet := func(ctx context.Context) { <-ctx.Done() }
+	run(t, s, Config{Wait: time.Second, Hold: time.Second, Quiet: quiet, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		time.Sleep(30*time.Minute + quietPatience - time.Millisecond)
+		wantToken(t, c, "access-1")
+		time.Sleep(2 * time.Millisecond)
+		start := time.Now()
+		wantToken(t, c, "access-2")
+		if waited := time.Since(start); waited > quietHold {
+			t.Errorf("callers waited %v for quiet", waited)
+		}
+	})
+}
+
+func TestReplacementIsWaitedForEvenIfNobodyWaitsForTheFirstToken(t *testing.T) {
+	s := &server{took: 100 * time.Millisecond}
+	run(t, s, Config{}, func(t *testing.T, c *Cache) {
+		if _, err := c.AccessToken(t.Context()); err == nil {
+			t.Error("waited for the first token")
+		}
+		time.Sleep(time.Second)
+		wantToken(t, c, "access-1")
+		c.Invalidate("access-1")
+		wantToken(t, c, "access-2")
+	})
+}
+
+func TestAClockSetBackDoesNotSilenceTheLog(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	c := New(Config{Grants: &server{}, Log: zap.New(core)})
+	now := c.now()
+	c.now = func() instant { return now }
+	for range 10 {
+		c.logFailure(facts{err: errDown}, "client_credentials", time.Second)
+		now = instant{wall: now.wall.Add(-time.Hour), mono: now.mono + time.Minute}
+	}
+	if logs.Len() != 10 {
+		t.Errorf("got %d lines in ten minutes, want 10", logs.Len())
+	}
 }

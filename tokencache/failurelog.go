@@ -17,7 +17,7 @@ type failureLog struct {
 
 func (c *Cache) logFailure(s facts, grant string, wait time.Duration) {
 	now, why := c.now(), reason(s.err)
-	if why == c.logged.reason && c.logged.at.until(now) < repeatLog {
+	if why == c.logged.reason && now.mono-c.logged.at.mono < repeatLog {
 		return
 	}
 	c.logged = failureLog{why, now}

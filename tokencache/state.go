@@ -44,20 +44,21 @@ func (s *state) due() instant {
 }
 
 // hold is how long a caller should wait for the token that will take the
-// place of a valid one, wait at most.
-func (s *state) hold(now instant, wait time.Duration) time.Duration {
+// place of a valid one. Once that was refused there is no use in giving it
+// out, so that the wait for a refresh under way may become longer.
+func (s *state) hold(now instant) time.Duration {
 	if s.refused.Load() && s.err == nil && now.until(s.forceable) <= 0 {
-		return wait // Run is about to see it
+		return replaceWait
 	}
 	if s.heldUntil.mono == 0 {
 		return 0
 	}
-	return min(wait, now.until(s.heldUntil))
+	return now.until(s.heldUntil)
 }
 
 // refreshable reports whether the refresh token is worth sending: it is if it
 // is there, has not expired, and has not failed twice.
-func (s *state) refreshable(now instant) bool {
-	expiry := s.token.RefreshExpiry
-	return !s.token.Refresh.IsZero() && s.refreshTry < 2 && (expiry.IsZero() || now.wall.Before(expiry))
+func (f *facts) refreshable(now instant) bool {
+	expiry := f.token.RefreshExpiry
+	return !f.token.Refresh.IsZero() && f.refreshTry < 2 && (expiry.IsZero() || now.wall.Before(expiry))
 }

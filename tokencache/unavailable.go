@@ -28,7 +28,7 @@ func (u *unavailable) Error() string {
 		state = fmt.Sprintf("the access token expires in %s", u.left.Round(time.Second))
 	}
 	if u.cause == nil {
-		return state + ": the token endpoint has not answered yet"
+		return state + ": the token endpoint is being asked"
 	}
 	return fmt.Sprintf("%s: %v; next try in %s", state, u.cause, u.retryIn.Round(time.Second))
 }
@@ -38,7 +38,7 @@ func (u *unavailable) RetryAfter() time.Duration { return u.retryIn }
 
 func (u *unavailable) Reason() string {
 	if u.cause == nil {
-		return "starting"
+		return "pending"
 	}
 	return reason(u.cause)
 }
