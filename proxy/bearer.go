@@ -10,9 +10,8 @@ import (
 	"time"
 )
 
-// muteFor is how long 401s are taken for the upstream's true opinion after it
-// has refused even a token made for the purpose.
-const muteFor = time.Minute
+// discardPatience bounds the reading of an answer that nobody will see.
+const discardPatience = 50 * time.Millisecond
 
 // TokenSource gives out access tokens. It must be safe for concurrent use.
 type TokenSource interface {
@@ -28,14 +27,14 @@ type TokenSource interface {
 
 // The outcomes of a refused token.
 const (
-	outcomeReplayed       = "replayed"         // the request was sent again with another token
-	outcomeNotRepeatable  = "not_repeatable"   // its body was too large to be kept
-	outcomeNoOtherToken   = "no_other_token"   // there was none to be had
-	outcomeRefusedForGood = "refused_for_good" // fresh tokens are refused as well
+	outcomeReplayed      = "replayed"       // the request was sent again with another token
+	outcomeNotRepeatable = "not_repeatable" // its body was not kept
+	outcomeNoOtherToken  = "no_other_token" // there was none to be had
+	outcomeMuted         = "muted"          // none was asked for, since a fresh one was refused as well
 )
 
 // Outcomes lists every outcome that a [Recorder] may be told.
-var Outcomes = []string{outcomeReplayed, outcomeNotRepeatable, outcomeNoOtherToken, outcomeRefusedForGood}
+var Outcomes = []string{outcomeReplayed, outcomeNotRepeatable, outcomeNoOtherToken, outcomeMuted}
 
 // bearer is a RoundTripper that adds the token. If the upstream refuses it,
 // the request is sent again, once, with another: a 401 says that it was not
@@ -49,9 +48,8 @@ type bearer struct {
 	unrepeatable *Unrepeatable
 	recorder     Recorder
 
-	latest     atomic.Pointer[authorization]
-	accepted   atomic.Pointer[authorization] // the last that was not refused
-	mutedUntil atomic.Pointer[time.Time]
+	latest   atomic.Pointer[authorization]
+	refusals refusals
 }
 
 // authorization is a token with its finished header value, which all requests
@@ -62,73 +60,72 @@ type authorization struct {
 }
 
 func (b *bearer) RoundTrip(req *http.Request) (*http.Response, error) {
-	token, err := b.tokens.AccessToken(req.Context())
-	if err != nil {
-		return nil, noToken{err}
-	}
 	body, _ := req.Body.(*playback)
 	if body != nil {
 		defer body.forget()
-		if body.tooLong || body.unsized {
-			b.unrepeatable.add(1)
-			defer b.unrepeatable.add(-1)
-		}
 	}
-	first := b.authorization(token)
+	first, err := b.tokens.AccessToken(req.Context())
+	if err != nil {
+		return nil, noToken{err}
+	}
+	if body != nil && body.mayBeLost {
+		b.unrepeatable.add(1)
+		defer b.unrepeatable.add(-1)
+	}
 	resp, err := b.send(req, first)
 	if err != nil || !refused(resp) {
 		return resp, err
 	}
 	second, outcome := b.another(req.Context(), first, body)
 	b.recorder.TokenRefused(outcome)
-	if second == nil {
+	if outcome != outcomeReplayed {
 		return resp, nil
 	}
 	discard(resp)
 	resp, err = b.send(again(req, body), second)
-	if err == nil && refused(resp) && b.accepted.Load() != second {
-		until := time.Now().Add(muteFor)
-		b.mutedUntil.Store(&until)
+	if err == nil {
+		b.refusals.replayed(second, refused(resp), time.Now())
 	}
 	return resp, err
 }
 
-func (b *bearer) send(req *http.Request, a *authorization) (*http.Response, error) {
-	req.Header["Authorization"] = a.value
-	resp, err := b.next.RoundTrip(req)
-	if err == nil && !refused(resp) && b.accepted.Load() != a {
-		b.accepted.Store(a)
-	}
-	return resp, err
+func (b *bearer) send(req *http.Request, token string) (*http.Response, error) {
+	req.Header["Authorization"] = b.authorization(token)
+	return b.next.RoundTrip(req)
 }
 
-// another returns what to send a request with again after the first token was
-// refused, nil if it is not to be sent again.
-func (b *bearer) another(ctx context.Context, first *authorization, body *playback) (*authorization, string) {
-	if until := b.mutedUntil.Load(); until != nil && time.Now().Before(*until) {
-		return nil, outcomeRefusedForGood
+// another returns the token to send a request with again after the first was
+// refused, if the outcome is that it is to be sent again.
+func (b *bearer) another(ctx context.Context, first string, body *playback) (token, outcome string) {
+	muted := b.refusals.believed(first, time.Now())
+	if !muted {
+		b.tokens.Invalidate(first)
 	}
-	b.tokens.Invalidate(first.token)
 	if body != nil && body.tooLong {
-		return nil, outcomeNotRepeatable
+		return "", outcomeNotRepeatable
 	}
 	token, err := b.tokens.AccessToken(ctx)
-	if err != nil || token == first.token {
-		return nil, outcomeNoOtherToken
+	switch {
+	case err == nil && token != first:
+	case muted:
+		return "", outcomeMuted
+	default:
+		return "", outcomeNoOtherToken
 	}
 	if body != nil && !body.rewind(ctx) {
-		return nil, outcomeNotRepeatable
+		return "", outcomeNotRepeatable
 	}
-	return b.authorization(token), outcomeReplayed
+	return token, outcomeReplayed
 }
 
-func (b *bearer) authorization(token string) *authorization {
+// authorization returns the header value of a token. There is mostly one.
+func (b *bearer) authorization(token string) []string {
 	a := b.latest.Load()
 	if a == nil || a.token != token {
 		a = &authorization{token, []string{"Bearer " + token}}
 		b.latest.Store(a)
 	}
-	return a
+	return a.value
 }
 
 // again returns a copy of req, which the transport may not have finished with.
@@ -136,7 +133,7 @@ func again(req *http.Request, body *playback) *http.Request {
 	second := req.WithContext(req.Context())
 	second.Header = maps.Clone(req.Header)
 	if body != nil {
-		second.Body = body.play()
+		second.Body, second.Trailer = body.replay()
 	}
 	return second
 }
@@ -144,6 +141,8 @@ func again(req *http.Request, body *playback) *http.Request {
 // discard makes the connection of an answer that nobody will see free again,
 // if that takes no more than reading a little.
 func discard(resp *http.Response) {
+	timer := time.AfterFunc(discardPatience, func() { _ = resp.Body.Close() })
+	defer timer.Stop()
 	_, _ = io.CopyN(io.Discard, resp.Body, 4<<10)
 	_ = resp.Body.Close()
 }

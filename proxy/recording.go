@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,31 +27,49 @@ const (
 type recording struct {
 	source *requestBody
 	budget *atomic.Int64 // what is left of recordBudget
-	// tooLong and unsized say from the outset that it cannot be kept, and
-	// that nobody knows.
-	tooLong, unsized bool
+	// tooLong says from the outset that it cannot be kept, mayBeLost that it
+	// perhaps cannot.
+	tooLong, mayBeLost bool
+	size               int // 0: not known
 
-	turn  chan struct{} // holds a value while somebody reads source or uses the fields below
-	kept  []byte
-	taken int   // bytes read of source
-	err   error // of source, io.EOF above all
-	lost  bool  // there was more than could be kept
+	// turn is a lock that can be waited for: it holds a value while somebody
+	// reads source, which may take long, or uses the fields below.
+	turn    chan struct{}
+	kept    []byte
+	taken   int   // bytes read of source
+	err     error // of source, io.EOF above all
+	lost    bool  // there was more than could be kept
+	sending *playback
 
-	done atomic.Bool // there will be no second sending
+	done atomic.Bool // sending is the last
 }
 
 // record returns a recording of a body of that length, -1 if it is not known.
 func record(source *requestBody, length int64, budget *atomic.Int64) *recording {
 	r := &recording{source: source, budget: budget, turn: make(chan struct{}, 1)}
-	r.tooLong, r.unsized = length > recordLimit, length < 0
-	if r.lost = r.tooLong; !r.tooLong && !r.unsized {
-		r.grow(int(length))
+	r.tooLong, r.mayBeLost = length > recordLimit, length > recordLimit || length < 0
+	if r.lost = r.tooLong; !r.mayBeLost {
+		r.size = int(length)
 	}
 	return r
 }
 
-// play returns a reader of the whole body.
-func (r *recording) play() io.ReadCloser { return &playback{recording: r} }
+// play returns a reader of the whole body, for the first sending.
+func (r *recording) play() *playback {
+	r.sending = &playback{recording: r}
+	return r.sending
+}
+
+// replay returns a reader of the whole body and the trailers that will follow
+// it, for the second sending, after rewind. The first is closed by it; what
+// has it open still may go on to use its own trailers.
+func (r *recording) replay() (io.ReadCloser, http.Header) {
+	r.turn <- struct{}{}
+	defer r.yield()
+	r.sending.closed.Store(true)
+	r.source.out = maps.Clone(r.source.out)
+	return r.play(), r.source.out
+}
 
 // rewind waits until nobody reads, and reports whether the body can be played
 // again from its beginning.
@@ -66,18 +86,20 @@ func (r *recording) rewind(ctx context.Context) bool {
 	return false
 }
 
-// forget gives up the second sending, and what is kept for it.
+// forget says that there will be no further sending.
 func (r *recording) forget() {
 	r.done.Store(true)
 	r.releaseIfFree()
 }
 
-// releaseIfFree lets go of what is kept unless somebody is reading, who calls
-// it in turn when he has finished.
+// releaseIfFree lets go of what is kept once nobody needs it, unless somebody
+// is reading, who calls it in turn when he has finished.
 func (r *recording) releaseIfFree() {
 	select {
 	case r.turn <- struct{}{}:
-		r.release()
+		if r.sending.closed.Load() || r.sending.offset >= len(r.kept) {
+			r.release()
+		}
 		<-r.turn
 	default:
 	}
@@ -98,7 +120,7 @@ func (r *recording) readLocked(p []byte) (int, error) {
 	case r.lost || r.done.Load():
 	case r.taken > recordLimit:
 		r.lose()
-	case r.taken <= cap(r.kept) || r.grow(r.taken):
+	case r.taken <= cap(r.kept) || r.grow(max(r.taken, r.size)):
 		r.kept = append(r.kept, p[:n]...)
 	}
 	return n, err
@@ -170,6 +192,9 @@ func (p *playback) Read(b []byte) (int, error) {
 // Close ends this sending. The source, which is the server's, stays open.
 func (p *playback) Close() error {
 	p.closed.Store(true)
+	if p.done.Load() {
+		p.releaseIfFree()
+	}
 	return nil
 }
 

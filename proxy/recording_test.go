@@ -53,22 +53,42 @@ func TestASendingThatIsOverReadsNoMore(t *testing.T) {
 	var budget atomic.Int64
 	budget.Store(recordBudget)
 	r := recordString("0123456789", 10, &budget)
-	first, second := r.play(), r.play()
+	first := r.play()
 	piece := make([]byte, 4)
 	if n, err := first.Read(piece); n != 4 || err != nil {
 		t.Fatal(n, err)
 	}
-	_ = first.Close()
+	if !r.rewind(t.Context()) {
+		t.Fatal("cannot be sent again")
+	}
+	second, _ := r.replay()
 	if _, err := first.Read(piece); err != errClosed {
 		t.Errorf("closed: got %v", err)
 	}
 	if whole, err := io.ReadAll(second); string(whole) != "0123456789" || err != nil {
 		t.Errorf("the second got %q, %v", whole, err)
 	}
-	third := r.play()
+	_ = second.Close()
 	r.forget()
-	if _, err := third.Read(piece); err != errForgotten {
-		t.Errorf("forgotten: got %v", err)
+	if got := budget.Load(); got != recordBudget {
+		t.Errorf("%d bytes of the budget are missing", recordBudget-got)
+	}
+}
+
+func TestWhatIsStillBeingSentIsNotForgotten(t *testing.T) {
+	var budget atomic.Int64
+	budget.Store(recordBudget)
+	r := recordString("0123456789", 10, &budget)
+	_, _ = io.Copy(io.Discard, r.play())
+	second, _ := r.replay()
+	piece := make([]byte, 4)
+	_, _ = second.Read(piece)
+	r.forget() // the answer has begun
+	if rest, err := io.ReadAll(second); string(rest) != "456789" || err != nil {
+		t.Errorf("the rest: got %q, %v", rest, err)
+	}
+	if got := budget.Load(); got != recordBudget {
+		t.Errorf("%d bytes of the budget are missing", recordBudget-got)
 	}
 }
 

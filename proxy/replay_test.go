@@ -229,3 +229,99 @@ func TestRequestsThatCannotBeSentAgainAreWaitedFor(t *testing.T) {
 	<-done
 	unrepeatable.Wait(t.Context())
 }
+
+func TestAReplayedBodyArrivesWholeAlthoughTheAnswerBeginsEarly(t *testing.T) {
+	content := strings.Repeat("0123456789", 6000)
+	eachProtocol(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+second {
+			_, _ = io.Copy(io.Discard, r.Body)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		if r.ProtoMajor == 1 {
+			_ = http.NewResponseController(w).EnableFullDuplex()
+		}
+		w.WriteHeader(http.StatusOK)
+		flush(t, w)
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Errorf("the second sending: %v after %d bytes", err, len(body))
+		}
+		_, _ = io.WriteString(w, digest(string(body)))
+	}, func(t *testing.T, s *sidecar) {
+		for range 20 {
+			s.tokens.set(canary, nil)
+			s.tokens.next = second
+			if got, want := read(t, s.send(t, "POST", "/", strings.NewReader(content)).Body), digest(content); got != want {
+				t.Errorf("got %q, want %q", got, want)
+			}
+		}
+	})
+}
+
+func TestAnAnswerThatIsHeldUpDelaysNoReplay(t *testing.T) {
+	release := make(chan struct{})
+	eachProtocol(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+second {
+			w.Header().Set("Content-Length", "100")
+			w.WriteHeader(http.StatusUnauthorized)
+			flush(t, w)
+			select {
+			case <-release:
+			case <-r.Context().Done():
+			}
+		}
+	}, func(t *testing.T, s *sidecar) {
+		s.tokens.next = second
+		if got := s.send(t, "GET", "/", nil).StatusCode; got != http.StatusOK {
+			t.Errorf("got %d", got)
+		}
+	})
+	close(release)
+}
+
+// relay is a TokenSource that gives out these tokens in turn, and the last of
+// them for ever.
+type relay struct {
+	mu      sync.Mutex
+	tokens  []string
+	refused int
+}
+
+func (r *relay) AccessToken(context.Context) (string, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	token := r.tokens[0]
+	if len(r.tokens) > 1 {
+		r.tokens = r.tokens[1:]
+	}
+	return token, nil
+}
+
+func (r *relay) Invalidate(string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.refused++
+}
+
+func TestAForbiddenRouteSpoilsNoRotation(t *testing.T) {
+	upstream := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/forbidden" || r.Header.Get("Authorization") != "Bearer "+second {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+	})
+	source := &relay{tokens: []string{canary, second, second}} // the second is refused as well, for that route
+	s := start(t, upstream.URL, proxy.Config{Tokens: source})
+	for range 10 {
+		if got := s.send(t, "GET", "/forbidden", nil).StatusCode; got != http.StatusUnauthorized {
+			t.Errorf("the forbidden route: got %d", got)
+		}
+	}
+	if source.refused != 1 {
+		t.Errorf("%d tokens were given up for a route that accepts none, want 1", source.refused)
+	}
+	source.tokens = []string{canary, second} // a rotation overtakes a request
+	if got := s.send(t, "GET", "/", nil).StatusCode; got != http.StatusOK {
+		t.Errorf("a request with the token before: got %d", got)
+	}
+}
