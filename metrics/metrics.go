@@ -67,10 +67,10 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		}),
 		inFlight: gauge("requests_in_flight", "Requests being served now."),
 		failed: counters("request_errors_total",
-			"Requests that the sidecar answered itself, by reason: token_unavailable (503), upstream_unreachable (502), upstream_timeout (504), request_body (400, the client's body broke off).", "reason"),
+			"Requests that the sidecar answered itself, by reason: token_unavailable (503), upstream_unreachable (502), upstream_timeout (504), request_body (400, the client's body broke off), overloaded (503, MAX_IN_FLIGHT requests were being served).", "reason"),
 	}
 	m.refusals = counters("token_refusals_total",
-		"Answers 401 of the upstream on account of the token, by what was done: replayed (sent again with another token), not_repeatable (the body was too large to be sent again), no_other_token (none was to be had), refused_for_good (fresh tokens are refused as well). All but replayed reached the app.", "outcome")
+		"Answers 401 of the upstream on account of the token, by what was done: replayed (sent again with another token), not_repeatable (the body was too large to be kept for that), no_other_token (none was to be had), muted (none was asked for, since a fresh one was refused as well). All but replayed reached the app.", "outcome")
 	m.contested = gauge("token_contested", "1 while tokens keep dying before their time, which is what a second user of the same client does to a server that allows one pair of tokens per client, else 0.")
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: name("build_info"), Help: "Always 1; the label tells the version that runs.", ConstLabels: prometheus.Labels{"version": version},
@@ -91,26 +91,26 @@ func counters(n, help string, labels ...string) *prometheus.CounterVec {
 	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name(n), Help: help}, labels)
 }
 
-// Expect makes the series of failures known before their first increment, at
-// 0, so that a rate over the first failure shows it.
-func (m *Metrics) Expect(refreshReasons, anomalyKinds, requestReasons, refusalOutcomes []string) {
+// Labels are the label values that may occur, where they are known beforehand.
+type Labels struct{ RefreshReasons, AnomalyKinds, RequestReasons, RefusalOutcomes []string }
+
+// Expect makes series known before their first increment, at 0, so that a
+// rate over the first failure shows it.
+func (m *Metrics) Expect(labels Labels) {
 	for _, grantType := range []string{"client_credentials", "refresh_token"} {
-		m.refreshes.WithLabelValues(grantType, "success")
-		for _, result := range []string{"rejected", "error"} {
+		for _, result := range []string{"success", "unchanged", "rejected", "error"} {
 			m.refreshes.WithLabelValues(grantType, result)
 		}
-		for _, reason := range refreshReasons {
+		for _, reason := range labels.RefreshReasons {
 			m.refreshErrors.WithLabelValues(grantType, reason)
 		}
 	}
-	for _, kind := range anomalyKinds {
-		m.anomalies.WithLabelValues(kind)
-	}
-	for _, reason := range requestReasons {
-		m.failed.WithLabelValues(reason)
-	}
-	for _, outcome := range refusalOutcomes {
-		m.refusals.WithLabelValues(outcome)
+	for counter, values := range map[*prometheus.CounterVec][]string{
+		m.anomalies: labels.AnomalyKinds, m.failed: labels.RequestReasons, m.refusals: labels.RefusalOutcomes,
+	} {
+		for _, value := range values {
+			counter.WithLabelValues(value)
+		}
 	}
 }
 
@@ -179,13 +179,15 @@ var methods = [...]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTI
 const maxStatus = 599
 
 // counter finds the child of requests without hashing its labels each time.
-// Methods and codes that anyone may invent are folded.
+// Methods that anyone may invent are folded.
 func (m *Metrics) counter(method string, status int) prometheus.Counter {
 	i := 0
 	for i < len(methods) && methods[i] != method {
 		i++
 	}
-	status = knownStatus(status)
+	if status < 100 || status > maxStatus { // none was sent, or one that does not exist
+		status = http.StatusInternalServerError
+	}
 	slot := &m.served[i][status]
 	if c := slot.Load(); c != nil {
 		return *c
@@ -197,19 +199,4 @@ func (m *Metrics) counter(method string, status int) prometheus.Counter {
 	c := m.requests.WithLabelValues(label, strconv.Itoa(status))
 	slot.Store(&c)
 	return c
-}
-
-// statusClientGone is proxy's code for a client that left.
-const statusClientGone = 499
-
-// knownStatus folds a status that has no name into the first of its class,
-// which is how clients are to treat it (RFC 9110 section 15).
-func knownStatus(status int) int {
-	switch {
-	case status == statusClientGone, http.StatusText(status) != "":
-		return status
-	case status < 100 || status > maxStatus:
-		return http.StatusInternalServerError
-	}
-	return status / 100 * 100
 }

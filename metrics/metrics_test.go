@@ -108,18 +108,21 @@ func TestSeriesAreBoundedWhateverIsSent(t *testing.T) {
 	}
 }
 
-func TestUnusualStatusesAreFolded(t *testing.T) {
-	for status, want := range map[int]int{200: 200, 499: 499, 299: 200, 599: 500, 451: 451, 0: 500, 99: 500, 600: 500, 1 << 40: 500, -1: 500} {
-		if got := knownStatus(status); got != want {
-			t.Errorf("%d: got %d, want %d", status, got, want)
-		}
+func TestStatusesThatDoNotExistAreOurFailure(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := New(reg, "")
+	for _, status := range []int{0, 99, 600, 1 << 40, -1} {
+		m.RequestServed("GET", status, time.Millisecond)
+	}
+	if got := testutil.ToFloat64(m.requests.WithLabelValues("GET", "500")); got != 5 {
+		t.Errorf("got %v, want 5", got)
 	}
 }
 
 func TestExpectedSeriesBeginAtZero(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	m := New(reg, "")
-	m.Expect([]string{"timeout"}, []string{"past"}, []string{"token_unavailable"}, []string{"replayed"})
+	m.Expect(Labels{[]string{"timeout"}, []string{"past"}, []string{"token_unavailable"}, []string{"replayed"}})
 	for _, c := range []prometheus.Collector{m.refusals, m.refreshErrors, m.anomalies, m.failed, m.refreshes} {
 		if testutil.CollectAndCount(c) == 0 {
 			t.Error("a counter of failures has no series before the first failure")

@@ -41,10 +41,15 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		panic(http.ErrAbortHandler) // or the server would answer 200, for one who only closed his half
 	}
+	hangUp(w.Header(), r)
+	h.answer(w, f, err)
+}
+
+// answer answers with f, on account of err.
+func (h *handler) answer(w http.ResponseWriter, f failure, err error) {
 	h.recorder.RequestFailed(f.reason)
 	h.log.Warn("request not served: "+f.reason, zap.String("cause", f.cause),
 		zap.String("proxy_status", f.proxyStatus), zap.Int("status", f.status), zap.NamedError("error", shown(err)))
-	hangUp(w.Header(), r)
 	f.write(w)
 }
 
@@ -68,7 +73,11 @@ func explain(err error, r *http.Request) failure {
 }
 
 // Reasons lists every reason that a [Recorder] may be told.
-var Reasons = []string{"token_unavailable", "request_body", "upstream_timeout", "upstream_unreachable"}
+var Reasons = []string{"token_unavailable", "request_body", "upstream_timeout", "upstream_unreachable", "overloaded"}
+
+var overloaded = failure{status: http.StatusServiceUnavailable, reason: "overloaded",
+	message: "The sidecar serves as many requests as it may at a time, which MAX_IN_FLIGHT tells.", proxyStatus: "connection_limit_reached",
+	retryAfter: time.Second}
 
 func tokenUnavailable(err error) failure {
 	f := failure{status: http.StatusServiceUnavailable, reason: "token_unavailable",
@@ -105,6 +114,12 @@ func unreachableType(err error) string {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return "tls_certificate_error"
 	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return "tls_protocol_error"
+	}
+	if _, ok := errors.AsType[tls.AlertError](err); ok {
+		return "tls_alert_received"
+	}
 	switch e, ok := errors.AsType[*net.OpError](err); {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection_refused"
@@ -121,6 +136,15 @@ func shown(err error) error {
 	}
 	if e, ok := errors.AsType[noToken](err); ok {
 		return e.error
+	}
+	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return e
+	}
+	if e, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return errors.New(e.Msg)
+	}
+	if e, ok := errors.AsType[tls.AlertError](err); ok {
+		return e
 	}
 	return nil
 }

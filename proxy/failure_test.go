@@ -353,7 +353,7 @@ func TestNoGoroutineOutlivesItsRequest(t *testing.T) {
 }
 
 func TestReasonsAreThoseOfTheAnswers(t *testing.T) {
-	if got, err := json.Marshal(proxy.Reasons); err != nil || string(got) != `["token_unavailable","request_body","upstream_timeout","upstream_unreachable"]` {
+	if got, err := json.Marshal(proxy.Reasons); err != nil || string(got) != `["token_unavailable","request_body","upstream_timeout","upstream_unreachable","overloaded"]` {
 		t.Errorf("Reasons = %s, %v", got, err)
 	}
 }

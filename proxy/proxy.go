@@ -12,6 +12,7 @@ package proxy
 import (
 	"bufio"
 	"log"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -47,8 +48,11 @@ type Config struct {
 	Transport http.RoundTripper // nil: NewTransport(TransportConfig{})
 	// Unrepeatable is kept up to date; nil: there is none.
 	Unrepeatable *Unrepeatable
-	Log          *zap.Logger // nil: silent
-	Recorder     Recorder    // nil: none
+	// MaxInFlight is the most requests that are served at a time, upgraded
+	// connections among them. Any more are refused at once; 0: no limit.
+	MaxInFlight int
+	Log         *zap.Logger // nil: silent
+	Recorder    Recorder    // nil: none
 }
 
 // New returns the handler that forwards requests as cfg says.
@@ -65,7 +69,10 @@ func New(cfg Config) http.Handler {
 	if cfg.Recorder == nil {
 		cfg.Recorder = noRecorder{}
 	}
-	h := &handler{upstream: cfg.Upstream, recorder: cfg.Recorder, log: oncePerMinute(cfg.Log)}
+	h := &handler{upstream: cfg.Upstream, recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64}
+	if cfg.MaxInFlight > 0 {
+		h.maxInFlight = int64(cfg.MaxInFlight)
+	}
 	h.budget.Store(recordBudget)
 	h.reverse = &httputil.ReverseProxy{
 		Rewrite:        h.rewrite,
@@ -84,6 +91,9 @@ type handler struct {
 	budget   atomic.Int64 // see recording
 	recorder Recorder
 	log      *zap.Logger
+
+	maxInFlight int64
+	inFlight    atomic.Int64
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -93,7 +103,24 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() { // also when ReverseProxy aborts the connection by a panic
 		h.recorder.RequestServed(r.Method, observed.status, time.Since(start))
 	}()
+	if h.inFlight.Add(1) > h.maxInFlight {
+		h.inFlight.Add(-1)
+		h.shed(observed, r)
+		return
+	}
+	defer h.inFlight.Add(-1)
 	h.reverse.ServeHTTP(observed, r)
+}
+
+// shed refuses a request over the cap. It does not wait for the body, nor,
+// unless there is much of it, give up the connection.
+func (h *handler) shed(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength < 0 || r.ContentLength > recordLimit {
+		w.Header().Set("Connection", "close")
+	} else {
+		_ = http.NewResponseController(w).EnableFullDuplex() // or the server would read the body first
+	}
+	h.answer(w, overloaded, nil)
 }
 
 func (h *handler) rewrite(pr *httputil.ProxyRequest) {

@@ -29,6 +29,11 @@ type TransportConfig struct {
 	// request is sent; 0: none, for there are long polls.
 	ResponseTimeout time.Duration
 	IdleTimeout     time.Duration // 0: DefaultIdleTimeout
+	// MaxConns is the most connections there are at a time; 0: no limit. As
+	// many as requests in flight are enough, but without a limit a slow
+	// network makes for more: a request dials, and takes another's connection
+	// while that is under way.
+	MaxConns int
 	// Proxy is as in [http.Transport]; nil: no proxy, whatever the
 	// environment says, since a proxy named by it would get the tokens.
 	Proxy func(*http.Request) (*url.URL, error)
@@ -46,6 +51,7 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 		HTTP2:                 &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
 		MaxIdleConns:          maxIdle,
 		MaxIdleConnsPerHost:   maxIdle,
+		MaxConnsPerHost:       cfg.MaxConns,
 		IdleConnTimeout:       cmp.Or(cfg.IdleTimeout, DefaultIdleTimeout),
 		ResponseHeaderTimeout: cfg.ResponseTimeout,
 		ExpectContinueTimeout: time.Second,

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/token-sidecar/token-sidecar/metrics"
 	"github.com/token-sidecar/token-sidecar/proxy"
@@ -37,13 +38,14 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m := metrics.New(reg, runningVersion())
-	m.Expect(grant.Reasons, grant.AnomalyKinds, proxy.Reasons, proxy.Outcomes)
+	m.Expect(labels)
 
 	tokenTransport := grant.NewTransport(cfg.TokenProxyURL.proxy)
 	upstreamTransport := proxy.NewTransport(proxy.TransportConfig{
 		ConnectTimeout:  cfg.UpstreamConnectTimeout,
 		ResponseTimeout: cfg.UpstreamResponseTimeout,
 		IdleTimeout:     cfg.UpstreamIdleTimeout,
+		MaxConns:        cfg.MaxInFlight,
 		Proxy:           cfg.UpstreamProxyURL.proxy,
 	})
 	if adapt != nil {
@@ -57,23 +59,23 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	}
 	unrepeatable := &proxy.Unrepeatable{}
 	a.cache = tokencache.New(tokencache.Config{
-		Grants:             grant.WithBreaker(a.newClient(tokenTransport, m), m.BreakerChanged),
-		Wait:               cfg.TokenWait,
-		Window:             cfg.RefreshWindow,
-		Leeway:             cfg.ExpiryLeeway,
-		MinInterval:        cfg.MinRefreshInterval,
-		Hold:               time.Second,
-		Quiet:              unrepeatable.Wait,
-		FullGrantOnly:      cfg.Rotation == overlap,
-		InvalidateInterval: 10 * time.Second,
-		Log:                log,
-		Recorder:           m,
+		Grants:        grant.WithBreaker(a.newClient(tokenTransport, m), m.BreakerChanged),
+		Wait:          cfg.TokenWait,
+		Window:        cfg.RefreshWindow,
+		Leeway:        cfg.ExpiryLeeway,
+		MinInterval:   cfg.MinRefreshInterval,
+		Hold:          time.Second,
+		Quiet:         unrepeatable.Wait,
+		FullGrantOnly: cfg.Rotation == rotationOverlap,
+		Log:           log,
+		Recorder:      m,
 	})
 	a.proxy = server(log, a.counted(proxy.New(proxy.Config{
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
 		Transport:    upstreamTransport,
 		Unrepeatable: unrepeatable,
+		MaxInFlight:  cfg.MaxInFlight,
 		Log:          log,
 		Recorder:     m,
 	})))
@@ -83,6 +85,11 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	a.probe = &probes{tokens: a.cache}
 	a.admin = server(log, adminHandler(a.probe, reg))
 	return a
+}
+
+// labels are what the rooms may report, which only here know each other.
+var labels = metrics.Labels{
+	RefreshReasons: grant.Reasons, AnomalyKinds: grant.AnomalyKinds, RequestReasons: proxy.Reasons, RefusalOutcomes: proxy.Outcomes,
 }
 
 func (a *app) counted(next http.Handler) http.Handler {
@@ -129,9 +136,13 @@ func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.
 // server bounds what a client can do before its request is understood. There
 // is no limit to a whole request, since bodies may be streams.
 func server(log *zap.Logger, h http.Handler) *http.Server {
-	errorLog, err := zap.NewStdLogAt(log, zap.DebugLevel)
+	// A panic in a handler must be seen; a line a minute of each kind is enough.
+	sampled := log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
+	}))
+	errorLog, err := zap.NewStdLogAt(sampled, zap.WarnLevel)
 	if err != nil {
-		panic(err) // debug is a level
+		panic(err) // warn is a level
 	}
 	return &http.Server{
 		Handler:           h,
@@ -153,8 +164,10 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 		running.Go(func() { a.secret.watch(background, a.cache.Renew) })
 	}
 	failed := make(chan error, 2)
-	go func() { failed <- a.proxy.Serve(halfCloseListener{proxyListener}) }()
-	go func() { failed <- a.admin.Serve(adminListener) }()
+	go func() {
+		failed <- newConnections(a.cfg.MaxConnections).serve(a.proxy, halfCloseListener{proxyListener})
+	}()
+	go func() { failed <- newConnections(adminConnections).serve(a.admin, adminListener) }()
 
 	var err error
 	select {

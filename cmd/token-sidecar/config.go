@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -42,7 +43,8 @@ type config struct {
 	RefreshURL           endpointURL       `env:"REFRESH_URL" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`
 	RefreshClientAuth    bool              `env:"REFRESH_CLIENT_AUTH" envDefault:"true" help:"Whether the client proves itself when it refreshes, as RFC 6749 demands. Some servers want the refresh token alone."`
 	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
-	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
+	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL,unset" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
+	TokenProxyURLFile    string            `env:"TOKEN_PROXY_URL_FILE" help:"A file that holds it instead, for a URL with a password."`
 
 	ExpiresInFormat grant.Format  `env:"EXPIRES_IN_FORMAT" envDefault:"auto" help:"What the number in expires_in means: seconds or milliseconds to live, unix or unix_ms for the time of expiry, auto to tell seconds from Unix times by size, ignore."`
 	DefaultLifetime time.Duration `env:"DEFAULT_LIFETIME" envDefault:"10m" help:"The life assumed of a token if the server tells nothing credible."`
@@ -62,11 +64,15 @@ type config struct {
 	UpstreamConnectTimeout  time.Duration `env:"UPSTREAM_CONNECT_TIMEOUT" envDefault:"5s" help:"The most that a connection to the upstream may take to come about."`
 	UpstreamResponseTimeout time.Duration `env:"UPSTREAM_RESPONSE_TIMEOUT" envDefault:"0" help:"The most that the upstream may take to begin its answer; 0: no limit."`
 	UpstreamIdleTimeout     time.Duration `env:"UPSTREAM_IDLE_TIMEOUT" envDefault:"4s" help:"How long an idle connection to the upstream is kept. It must be less than the upstream keeps it for, or requests will meet closing connections."`
-	UpstreamProxyURL        proxyURL      `env:"UPSTREAM_PROXY_URL" help:"A proxy for requests to the upstream, written like TOKEN_PROXY_URL."`
+	UpstreamProxyURL        proxyURL      `env:"UPSTREAM_PROXY_URL,unset" help:"A proxy for requests to the upstream, written like TOKEN_PROXY_URL."`
+	UpstreamProxyURLFile    string        `env:"UPSTREAM_PROXY_URL_FILE" help:"A file that holds it instead, for a URL with a password."`
 
-	ShutdownDelay time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0" help:"After SIGTERM, how long to go on serving while /readyz already says no, so that a load balancer can notice."`
-	DrainTimeout  time.Duration `env:"DRAIN_TIMEOUT" envDefault:"25s" help:"After SIGTERM, and SHUTDOWN_DELAY, how long requests in flight may take to end. Then they are cut off."`
-	LogLevel      zapcore.Level `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error."`
+	ShutdownDelay  time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0" help:"After SIGTERM, how long to go on serving while /readyz already says no, so that a load balancer can notice."`
+	MaxInFlight    int           `env:"MAX_IN_FLIGHT" help:"The most requests that are served at a time; more are answered 503 at once. By default what the limits of memory and of open files allow."`
+	MaxConnections int           `env:"MAX_CONNECTIONS" help:"The most connections of clients; when another comes, the longest idle is closed. By default twice MAX_IN_FLIGHT. Neither exceeds what the limit of open files allows."`
+
+	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"25s" help:"After SIGTERM, and SHUTDOWN_DELAY, how long requests in flight may take to end. Then they are cut off."`
+	LogLevel     logLevel      `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error."`
 }
 
 // loadConfig reads the configuration from an environment. Its error tells all
@@ -75,19 +81,37 @@ type config struct {
 func loadConfig(environ map[string]string) (config, error) {
 	var cfg config
 	f := faults{}
-	f.addParseErrors(env.ParseWithOptions(&cfg, env.Options{Environment: environ}))
+	f.addParseErrors(env.ParseWithOptions(&cfg, env.Options{Environment: environ, FuncMap: map[reflect.Type]env.ParserFunc{
+		reflect.TypeFor[time.Duration](): parse(time.ParseDuration, "want a duration, such as 10s or 5m"),
+		reflect.TypeFor[bool]():          parse(strconv.ParseBool, "want true or false"),
+	}}))
 	cfg.validate(f)
 	return cfg, f.err()
+}
+
+// parse gives a parser an error that says what would be right.
+func parse[T any](parser func(string) (T, error), want string) env.ParserFunc {
+	return func(text string) (any, error) {
+		value, err := parser(text)
+		if err != nil {
+			return nil, errors.New(want)
+		}
+		return value, nil
+	}
 }
 
 func (c *config) validate(f faults) {
 	f.unless(c.UpstreamURL.URL != nil, "UPSTREAM_URL", "is required: the API's base URL, such as https://api.example.com/v1")
 	f.unless(c.TokenURL.URL != nil, "TOKEN_URL", "is required: the token endpoint, such as https://auth.example.com/oauth/token")
 	f.unless(c.ClientID != "", "CLIENT_ID", "is required")
+	f.unless(!endsInLineBreak(c.ClientID), "CLIENT_ID", "ends in a line break, as a Secret made with echo does: make it with printf")
+	f.unless(!endsInLineBreak(c.ClientSecret.Reveal()), "CLIENT_SECRET", "ends in a line break, as a Secret made with echo does: make it with printf")
 	c.validateSecret(f)
 
 	fromFile(f, &c.TokenParameters, c.TokenParametersFile, "TOKEN_PARAMETERS_FILE")
 	fromFile(f, &c.TokenHeaders, c.TokenHeadersFile, "TOKEN_HEADERS_FILE")
+	c.TokenProxyURL.fromFile(f, c.TokenProxyURLFile, "TOKEN_PROXY_URL_FILE")
+	c.UpstreamProxyURL.fromFile(f, c.UpstreamProxyURLFile, "UPSTREAM_PROXY_URL_FILE")
 	c.parameters(f)
 	c.headers(f)
 	for _, r := range c.Resource {
@@ -107,9 +131,13 @@ func (c *config) validate(f faults) {
 	} {
 		f.unless(d >= 0, name, "want a duration of 0 or more, such as 10s")
 	}
+	for name, n := range map[string]int{"MAX_IN_FLIGHT": c.MaxInFlight, "MAX_CONNECTIONS": c.MaxConnections} {
+		f.unless(n >= 0, name, "want a number above 0, or nothing")
+	}
 	for name, address := range map[string]string{"LISTEN_ADDRESS": c.ListenAddress, "ADMIN_ADDRESS": c.AdminAddress} {
-		_, _, err := net.SplitHostPort(address)
-		f.unless(err == nil, name, "want host:port, such as 127.0.0.1:8080")
+		_, port, err := net.SplitHostPort(address)
+		_, portErr := strconv.ParseUint(port, 10, 16)
+		f.unless(err == nil && portErr == nil, name, "want host:port, such as 127.0.0.1:8080")
 	}
 	_, port, _ := net.SplitHostPort(c.AdminAddress)
 	f.unless(c.AdminAddress != c.ListenAddress || port == "0", "ADMIN_ADDRESS", "must differ from LISTEN_ADDRESS")
@@ -145,19 +173,29 @@ func (c *config) parameters(f faults) url.Values {
 	return values
 }
 
+var reservedHeaders = []string{
+	"Accept", "Authorization", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Host", "Transfer-Encoding",
+}
+
 func (c *config) headers(f faults) http.Header {
 	values, err := url.ParseQuery(c.TokenHeaders.Reveal())
 	f.unless(err == nil, "TOKEN_HEADERS", "want Name=value&Name=value, percent-encoded")
-	header := http.Header{"User-Agent": {"token-sidecar/" + runningVersion()}}
+	header := http.Header{}
 	for name, v := range values {
-		header[http.CanonicalHeaderKey(name)] = v
+		name := http.CanonicalHeaderKey(name)
+		header[name] = append(header[name], v...)
 		f.unless(headerName.MatchString(name) && !slices.ContainsFunc(v, hasControl), "TOKEN_HEADERS", "want names and values that a header may have")
 	}
-	for _, reserved := range []string{"Authorization", "Content-Type", "Content-Length", "Host"} {
-		f.unless(header[reserved] == nil, "TOKEN_HEADERS", "must not hold "+reserved)
+	for _, reserved := range reservedHeaders {
+		f.unless(header[reserved] == nil, "TOKEN_HEADERS", "must not hold "+reserved+", which is set by the sidecar")
+	}
+	if header["User-Agent"] == nil {
+		header.Set("User-Agent", "token-sidecar/"+runningVersion())
 	}
 	return header
 }
+
+func endsInLineBreak(s string) bool { return strings.HasSuffix(s, "\n") || strings.HasSuffix(s, "\r") }
 
 // headerName is the token of RFC 9110 section 5.6.2.
 var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
@@ -185,7 +223,7 @@ func (e *endpointURL) UnmarshalText(text []byte) error {
 	case err != nil: // which would show the URL, and what secrets it holds
 		return errors.New("is not a URL")
 	case u.Scheme != "https" && u.Scheme != "http", u.Host == "":
-		return errors.New("want an absolute URL that begins with https://")
+		return errors.New("want an absolute URL that begins with https:// or http://")
 	case u.User != nil:
 		return errors.New("must hold no user and password: use CLIENT_ID and CLIENT_SECRET")
 	case u.Fragment != "" || strings.Contains(string(text), "#"):
@@ -213,13 +251,13 @@ func (u *upstreamURL) UnmarshalText(text []byte) error {
 type rotation string
 
 const (
-	hold    rotation = "hold"
-	overlap rotation = "overlap"
+	rotationHold    rotation = "hold"
+	rotationOverlap rotation = "overlap"
 )
 
 func (r *rotation) UnmarshalText(text []byte) error {
 	*r = rotation(text)
-	if *r != hold && *r != overlap {
+	if *r != rotationHold && *r != rotationOverlap {
 		return errors.New("want hold or overlap")
 	}
 	return nil
@@ -240,6 +278,27 @@ func (p *proxyURL) UnmarshalText(text []byte) error {
 		return errors.New("want environment, or a URL that begins with http://, https:// or socks5://")
 	}
 	p.proxy = http.ProxyURL(u)
+	return nil
+}
+
+func (p *proxyURL) fromFile(f faults, path, name string) {
+	var url tokencache.Secret
+	if fromFile(f, &url, path, name); url.IsZero() {
+		return
+	}
+	f.unless(p.proxy == nil, name, "is set beside the variable without _FILE: set one of them")
+	if err := p.UnmarshalText([]byte(url.Reveal())); err != nil {
+		f.add(name, err.Error())
+	}
+}
+
+// A logLevel is the least severe kind of line that is logged.
+type logLevel struct{ zapcore.Level }
+
+func (l *logLevel) UnmarshalText(text []byte) error {
+	if l.Level.UnmarshalText(text) != nil || l.Level < zapcore.DebugLevel || l.Level > zapcore.ErrorLevel {
+		return errors.New("want debug, info, warn or error")
+	}
 	return nil
 }
 

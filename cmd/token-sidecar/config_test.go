@@ -81,11 +81,42 @@ func TestProxiesAreUsedWhenAskedFor(t *testing.T) {
 	if u, err := cfg.TokenProxyURL.proxy(req); err != nil || u.Host != "proxy:3128" {
 		t.Errorf("got %v, %v", u, err)
 	}
+	file := filepath.Join(t.TempDir(), "proxy")
+	if err := os.WriteFile(file, []byte("socks5://proxy:1080\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	environ["TOKEN_PROXY_URL_FILE"] = file
+	if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "TOKEN_PROXY_URL_FILE: is set beside") {
+		t.Errorf("both forms: got %v", err)
+	}
+	delete(environ, "TOKEN_PROXY_URL")
+	if cfg, err := loadConfig(environ); err != nil || cfg.TokenProxyURL.proxy == nil {
+		t.Errorf("from a file: got %v", err)
+	}
+	delete(environ, "TOKEN_PROXY_URL_FILE")
 	for _, bad := range []string{"proxy:3128", "http://us er@proxy", "ftp://proxy", "http://"} {
 		faulty := maps.Clone(environ)
 		faulty["TOKEN_PROXY_URL"] = bad
 		if _, err := loadConfig(faulty); err == nil || strings.Contains(err.Error(), "us er") {
 			t.Errorf("%q: got %v", bad, err)
+		}
+	}
+}
+
+func TestFaultsThatOnlyShowLaterAreToldAtTheStart(t *testing.T) {
+	good := map[string]string{
+		"UPSTREAM_URL": "http://localhost", "TOKEN_URL": "http://localhost/token", "CLIENT_ID": "id", "CLIENT_SECRET": "s",
+	}
+	for _, fault := range []struct{ name, value string }{
+		{"CLIENT_ID", "id\n"}, {"CLIENT_SECRET", "s\n"}, {"LISTEN_ADDRESS", "localhost:99999"}, {"ADMIN_ADDRESS", "127.0.0.1:8080"},
+		{"TOKEN_HEADERS", "Accept=text/html"}, {"TOKEN_HEADERS", "connection=close"}, {"TOKEN_HEADERS", "X Y=1"}, {"TOKEN_HEADERS", "X=%0d"},
+		{"TOKEN_HEADERS", "%zz"}, {"TOKEN_PARAMETERS", "%zz"}, {"TOKEN_URL", "http://localhost/#fragment"}, {"UPSTREAM_URL", "http://localhost/?query"},
+		{"LOG_LEVEL", "fatal"},
+	} {
+		environ := maps.Clone(good)
+		environ[fault.name] = fault.value
+		if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "1 fault(s):\n  "+fault.name+": ") {
+			t.Errorf("%s=%q: got %v", fault.name, fault.value, err)
 		}
 	}
 }

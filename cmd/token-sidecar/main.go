@@ -61,8 +61,10 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	tuneRuntime(environ, memoryLimit(os.DirFS("/")))
-	log := newLogger(stderr, cfg.LogLevel)
+	system := os.DirFS("/")
+	c := capacity{cfg.MaxInFlight, cfg.MaxConnections}.within(tuneRuntime(environ, memoryLimit(system)), descriptorLimit(system))
+	cfg.MaxInFlight, cfg.MaxConnections = c.inFlight, c.connections
+	log := newLogger(stderr, cfg.LogLevel.Level)
 	proxyListener, err := listen("LISTEN_ADDRESS", cfg.ListenAddress)
 	if err != nil {
 		return err
@@ -75,7 +77,8 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 	defer adminListener.Close()
 	log.Info("token-sidecar is listening", zap.String("version", runningVersion()),
 		zap.Stringer("address", proxyListener.Addr()), zap.Stringer("admin_address", adminListener.Addr()),
-		zap.Stringer("upstream", cfg.UpstreamURL), zap.String("token_endpoint_host", cfg.TokenURL.Host))
+		zap.Stringer("upstream", cfg.UpstreamURL), zap.String("token_endpoint_host", cfg.TokenURL.Host),
+		zap.Int("max_in_flight", c.inFlight), zap.Int("max_connections", c.connections))
 	err = newApp(cfg, log, nil).serve(ctx, proxyListener, adminListener)
 	log.Info("stopped", zap.Error(err))
 	return err

@@ -16,7 +16,6 @@ import (
 
 	"github.com/token-sidecar/token-sidecar/metrics"
 	"github.com/token-sidecar/token-sidecar/proxy"
-	"github.com/token-sidecar/token-sidecar/tokencache/grant"
 )
 
 var update = flag.Bool("update", false, "write the generated tables into README.md")
@@ -65,7 +64,7 @@ func configurationTable() string {
 func registry() *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	m := metrics.New(reg, "test")
-	m.Expect(grant.Reasons, grant.AnomalyKinds, proxy.Reasons, proxy.Outcomes)
+	m.Expect(labels)
 	m.TokenRefreshed("refresh_token", "success", "", time.Second)
 	m.RequestStarted()
 	m.RequestServed("GET", 200, time.Second)

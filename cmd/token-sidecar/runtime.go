@@ -2,8 +2,11 @@ package main
 
 import (
 	"io/fs"
+	"math"
+	"path"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -22,32 +25,68 @@ const (
 )
 
 // tuneRuntime sets Go's runtime up for a sidecar, where the user has not.
-// limit is the memory limit of the container in bytes, 0 if there is none.
-func tuneRuntime(environ map[string]string, limit int64) {
+// limit is the memory limit of the container in bytes, 0 if there is none. It
+// returns how much of that is for Go.
+func tuneRuntime(environ map[string]string, limit int64) int64 {
 	if environ["GOMAXPROCS"] == "" {
 		runtime.GOMAXPROCS(processors)
 	}
+	forGo := limit / 100 * (100 - reservePercent)
 	if environ["GOMEMLIMIT"] == "" && limit > 0 {
-		debug.SetMemoryLimit(limit / 100 * (100 - reservePercent))
+		debug.SetMemoryLimit(forGo)
 	}
 	if environ["GOGC"] == "" && (limit == 0 || limit >= roomy) {
 		debug.SetGCPercent(gcPercent)
 	}
+	if set := debug.SetMemoryLimit(-1); set < math.MaxInt64 {
+		forGo = lower(forGo, set)
+	}
+	return forGo
 }
 
 // memoryLimit reads the memory limit of the control group that we run in, of
-// either version, from the root file system; 0: none.
+// either version, and of those around it, from the root file system; 0: none.
 func memoryLimit(root fs.FS) int64 {
-	for _, file := range []string{"sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"} {
-		content, err := fs.ReadFile(root, file)
-		if err != nil {
-			continue
+	var limit int64
+	for _, version := range []struct{ controller, folder, file string }{
+		{"", "sys/fs/cgroup", "memory.max"},
+		{"memory", "sys/fs/cgroup/memory", "memory.limit_in_bytes"},
+	} {
+		group := controlGroup(root, version.controller)
+		for ; group != "/"; group = path.Dir(group) {
+			limit = lower(limit, readLimit(root, path.Join(version.folder, group, version.file)))
 		}
-		limit, err := strconv.ParseInt(strings.TrimSpace(string(content)), 10, 64)
-		if err != nil || limit > 1<<50 { // "max", or what version 1 says for it
-			return 0
-		}
-		return limit
+		// In a container the root is its own group, whatever that is called.
+		limit = lower(limit, readLimit(root, path.Join(version.folder, version.file)))
 	}
-	return 0
+	return limit
+}
+
+// controlGroup returns the group that we are in for that controller, "/" if
+// that is not known (cgroups(7)).
+func controlGroup(root fs.FS, controller string) string {
+	content, _ := fs.ReadFile(root, "proc/self/cgroup")
+	for line := range strings.Lines(string(content)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && slices.Contains(strings.Split(f[1], ","), controller) {
+			return path.Join("/", f[2])
+		}
+	}
+	return "/"
+}
+
+func readLimit(root fs.FS, file string) int64 {
+	content, _ := fs.ReadFile(root, file)
+	limit, err := strconv.ParseInt(strings.TrimSpace(string(content)), 10, 64)
+	if err != nil || limit > 1<<50 { // "max", or what version 1 says for it
+		return 0
+	}
+	return limit
+}
+
+// lower is the lower of two limits, of which 0 is none.
+func lower[T int | int64](a, b T) T {
+	if a == 0 || b == 0 {
+		return max(a, b)
+	}
+	return min(a, b)
 }

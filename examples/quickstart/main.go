@@ -127,9 +127,11 @@ func startSidecar(ctx context.Context, out io.Writer, provider string) (*sidecar
 	if err != nil {
 		return nil, err
 	}
+	s := &sidecar{log: &heldLog{}, done: make(chan error, 1), stop: func() { _ = os.RemoveAll(folder) }}
 	binary := filepath.Join(folder, "token-sidecar")
 	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/token-sidecar/token-sidecar/cmd/token-sidecar")
 	if output, err := build.CombinedOutput(); err != nil {
+		s.stop()
 		return nil, fmt.Errorf("go build: %w\n%s", err, output)
 	}
 	listen, admin := freeAddress("127.0.0.1:8080"), freeAddress("127.0.0.1:9090")
@@ -140,11 +142,12 @@ func startSidecar(ctx context.Context, out io.Writer, provider string) (*sidecar
 	}
 	fmt.Fprintf(out, "  %s \\\n  token-sidecar\n", strings.Join(environ, " \\\n  "))
 
-	s := &sidecar{url: "http://" + listen, admin: "http://" + admin, log: &heldLog{}, done: make(chan error, 1)}
-	command := exec.CommandContext(ctx, binary)
+	s.url, s.admin = "http://"+listen, "http://"+admin
+	command := exec.Command(binary)
 	command.Env, command.Stderr = append(os.Environ(), environ...), s.log
-	command.Cancel = func() error { return command.Process.Signal(syscall.SIGTERM) }
+	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is for us, who pass it on once
 	if err := command.Start(); err != nil {
+		s.stop()
 		return nil, err
 	}
 	exited := make(chan struct{})

@@ -1,0 +1,181 @@
+package main
+
+import (
+	"container/list"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// settled is how long a connection must have been silent before it may be
+// taken for idle. Until then its next request may be on the way, or read only
+// when this process gets a processor again.
+const settled = 500 * time.Millisecond
+
+// connections keeps a server to so many clients. Who comes when there are as
+// many takes the place of the one that has been idle longest; while none is
+// idle he waits, and those behind him in the kernel's queue, and answers end
+// their connections so that everyone has his turn.
+type connections struct {
+	max     int // 0: no limit
+	crowded atomic.Bool
+
+	mu      sync.Mutex
+	open    int
+	idle    list.List     // of *client, the longest idle first
+	changed chan struct{} // holds a value after a connection was closed or fell idle
+}
+
+func newConnections(limit int) *connections {
+	return &connections{max: limit, changed: make(chan struct{}, 1)}
+}
+
+// serve runs s on l.
+func (c *connections) serve(s *http.Server, l net.Listener) error {
+	if c.max == 0 {
+		return s.Serve(l)
+	}
+	s.ConnState = note
+	s.Handler = c.takeTurns(s.Handler)
+	return s.Serve(&limitedListener{Listener: l, connections: c, closed: make(chan struct{})})
+}
+
+func (c *connections) takeTurns(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if c.crowded.Load() && r.Header["Upgrade"] == nil {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// A limitedListener accepts connections within the limit.
+type limitedListener struct {
+	net.Listener
+	connections *connections
+	once        sync.Once
+	closed      chan struct{}
+}
+
+func (l *limitedListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	if !l.connections.enter(l.closed) {
+		_ = conn.Close()
+		return nil, net.ErrClosed
+	}
+	return &client{Conn: conn, connections: l.connections}, nil
+}
+
+func (l *limitedListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+// enter waits for room and takes it, unless closed comes first.
+func (c *connections) enter(closed <-chan struct{}) bool {
+	defer c.crowded.Store(false)
+	for {
+		again, entered := c.tryEnter(time.Now())
+		if entered {
+			return true
+		}
+		c.crowded.Store(true)
+		select {
+		case <-c.changed:
+		case <-time.After(again):
+		case <-closed:
+			return false
+		}
+	}
+}
+
+// tryEnter takes room if there is any. Otherwise it sends the longest idle away, or
+// tells when that is due.
+func (c *connections) tryEnter(now time.Time) (again time.Duration, entered bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.open < c.max {
+		c.open++
+		return 0, true
+	}
+	longest := c.idle.Front()
+	if longest == nil {
+		return time.Minute, false // changed comes first
+	}
+	it := longest.Value.(*client)
+	if early := settled - now.Sub(it.since); early > 0 {
+		return early, false
+	}
+	// The server closes it, unless a request has just been read after all.
+	_ = it.SetReadDeadline(now)
+	it.since = now
+	c.idle.MoveToBack(longest)
+	return settled, false
+}
+
+// A client is a connection that counts.
+type client struct {
+	net.Conn
+	connections *connections
+	once        sync.Once
+
+	place *list.Element // in connections.idle, nil while in use; guarded by connections.mu
+	since time.Time     // when it came to that place
+}
+
+// note is told of the states of connections. Those that have not sent a whole
+// head yet count as idle, too.
+func note(conn net.Conn, state http.ConnState) {
+	if it, ok := conn.(*client); ok {
+		it.setIdle(state == http.StateNew || state == http.StateIdle)
+	}
+}
+
+func (it *client) setIdle(idle bool) {
+	c := it.connections
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case idle && it.place == nil:
+		it.since, it.place = time.Now(), c.idle.PushBack(it)
+		c.signal()
+	case !idle && it.place != nil:
+		c.idle.Remove(it.place)
+		it.place = nil
+	}
+}
+
+func (c *connections) signal() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Close is called by the server, or by who took the connection over from it.
+func (it *client) Close() error {
+	err := it.Conn.Close()
+	it.once.Do(func() {
+		it.setIdle(false)
+		c := it.connections
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.open--
+		c.signal()
+	})
+	return err
+}
+
+// CloseWrite is what the server does first where a close at once might cost
+// the client the end of its answer.
+func (it *client) CloseWrite() error {
+	if conn, ok := it.Conn.(interface{ CloseWrite() error }); ok {
+		return conn.CloseWrite()
+	}
+	return nil
+}
