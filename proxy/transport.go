@@ -10,12 +10,12 @@ import (
 )
 
 const (
-	// DefaultIdleTimeout is below the shortest that servers are known to
+	// defaultIdleTimeout is below the shortest that servers are known to
 	// keep idle connections for (Node.js: 5 s). Whoever closes first decides
 	// whether a POST can meet a closing connection, which nobody may repeat.
-	DefaultIdleTimeout = 4 * time.Second
-	// DefaultConnectTimeout bounds dialling, and the TLS handshake again.
-	DefaultConnectTimeout = 5 * time.Second
+	defaultIdleTimeout = 4 * time.Second
+	// defaultConnectTimeout bounds dialling, and the TLS handshake again.
+	defaultConnectTimeout = 5 * time.Second
 
 	// No connection in use is given up for want of room in the pool: to dial
 	// anew costs more than the request itself.
@@ -24,11 +24,11 @@ const (
 
 // TransportConfig is what may be said about connections to the upstream.
 type TransportConfig struct {
-	ConnectTimeout time.Duration // 0: DefaultConnectTimeout
+	ConnectTimeout time.Duration // 0: defaultConnectTimeout
 	// ResponseTimeout bounds the wait for the head of a response after the
 	// request is sent; 0: none, for there are long polls.
 	ResponseTimeout time.Duration
-	IdleTimeout     time.Duration // 0: DefaultIdleTimeout
+	IdleTimeout     time.Duration // 0: defaultIdleTimeout
 	// MaxConns is the most connections there are at a time; 0: no limit. As
 	// many as requests in flight are enough, but without a limit a slow
 	// network makes for more: a request dials, and takes another's connection
@@ -41,7 +41,7 @@ type TransportConfig struct {
 
 // NewTransport returns a transport made for one upstream.
 func NewTransport(cfg TransportConfig) *http.Transport {
-	connect := cmp.Or(cfg.ConnectTimeout, DefaultConnectTimeout)
+	connect := cmp.Or(cfg.ConnectTimeout, defaultConnectTimeout)
 	return &http.Transport{
 		Proxy:                 cfg.Proxy,
 		DialContext:           (&net.Dialer{Timeout: connect}).DialContext,
@@ -52,7 +52,7 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 		MaxIdleConns:          maxIdle,
 		MaxIdleConnsPerHost:   maxIdle,
 		MaxConnsPerHost:       cfg.MaxConns,
-		IdleConnTimeout:       cmp.Or(cfg.IdleTimeout, DefaultIdleTimeout),
+		IdleConnTimeout:       cmp.Or(cfg.IdleTimeout, defaultIdleTimeout),
 		ResponseHeaderTimeout: cfg.ResponseTimeout,
 		ExpectContinueTimeout: time.Second,
 		// Bodies pass as they are. To unpack them would change them, and cost.

@@ -111,7 +111,7 @@ func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.
 		RefreshURL:         cfg.RefreshURL.URL,
 		ClientID:           cfg.ClientID,
 		ClientSecret:       secret,
-		Auth:               cfg.ClientAuthMethod,
+		Auth:               cfg.ClientAuthMethod.ClientAuth,
 		RefreshWithoutAuth: !cfg.RefreshClientAuth,
 		Encoding:           cfg.TokenRequestEncoding,
 		Scope:              cfg.Scope,

@@ -30,7 +30,7 @@ type config struct {
 	ClientID         string            `env:"CLIENT_ID" help:"The OAuth 2.0 client. Required."`
 	ClientSecret     tokencache.Secret `env:"CLIENT_SECRET,unset" help:"Its secret. This or CLIENT_SECRET_FILE is required, unless CLIENT_AUTH_METHOD=none."`
 	ClientSecretFile string            `env:"CLIENT_SECRET_FILE" help:"A file that holds the secret instead. It is read anew for every token request, so the secret can be rotated in place."`
-	ClientAuthMethod grant.ClientAuth  `env:"CLIENT_AUTH_METHOD" envDefault:"client_secret_post" help:"How the client proves itself: client_secret_post, client_secret_basic (form-encoded, as RFC 6749 has it), client_secret_basic_raw (not encoded) or none."`
+	ClientAuthMethod clientAuth        `env:"CLIENT_AUTH_METHOD" envDefault:"client_secret_post" help:"How the client proves itself: client_secret_post, client_secret_basic (form-encoded, as RFC 6749 has it), client_secret_basic_raw (not encoded) or none."`
 
 	TokenRequestEncoding grant.Encoding    `env:"TOKEN_REQUEST_ENCODING" envDefault:"form" help:"The body of token requests: form or json."`
 	Scope                string            `env:"SCOPE" help:"The scope to ask for."`
@@ -144,9 +144,8 @@ func (c *config) validate(f faults) {
 }
 
 func (c *config) validateSecret(f faults) {
-	method := reflect.ValueOf(c.ClientAuthMethod).Pointer()
 	switch {
-	case method == reflect.ValueOf(grant.NoClientAuth).Pointer():
+	case c.ClientAuthMethod.name == "none":
 	case c.ClientSecret.IsZero() && c.ClientSecretFile == "":
 		f.add("CLIENT_SECRET", "is required, or CLIENT_SECRET_FILE, unless CLIENT_AUTH_METHOD=none")
 	case !c.ClientSecret.IsZero() && c.ClientSecretFile != "":
@@ -290,6 +289,17 @@ func (p *proxyURL) fromFile(f faults, path, name string) {
 	if err := p.UnmarshalText([]byte(url.Reveal())); err != nil {
 		f.add(name, err.Error())
 	}
+}
+
+// A clientAuth is a method of client authentication that knows its name.
+type clientAuth struct {
+	grant.ClientAuth
+	name string
+}
+
+func (a *clientAuth) UnmarshalText(text []byte) error {
+	a.name = string(text)
+	return a.ClientAuth.UnmarshalText(text)
 }
 
 // A logLevel is the least severe kind of line that is logged.

@@ -190,7 +190,7 @@ func TestFailuresOfOurOwnAreNotTheServers(t *testing.T) {
 		return ctx
 	}
 	inBubble(t, func(t *testing.T, b *behindBreaker) {
-		readable := b.client.ClientSecret
+		readable := b.client.cfg.ClientSecret
 		ourOwn := func(want failure) {
 			t.Helper()
 			b.Always(granttest.Hang)
@@ -198,10 +198,10 @@ func TestFailuresOfOurOwnAreNotTheServers(t *testing.T) {
 				if _, err := b.ClientCredentials(cancelled(t)); err != context.Canceled {
 					t.Errorf("got %v, want %v", err, context.Canceled)
 				}
-				b.client.ClientSecret = unreadable
+				b.client.cfg.ClientSecret = unreadable
 				_, err := b.RefreshToken(t.Context(), tokencache.NewSecret("r"))
 				wantFailure(t, err, want)
-				b.client.ClientSecret = readable
+				b.client.cfg.ClientSecret = readable
 			}
 		}
 		ourOwn(failure{nil, "secret_unreadable", 0})

@@ -34,8 +34,8 @@ const (
 	clientCredentials = "client_credentials"
 	refreshToken      = "refresh_token"
 
-	// DefaultTimeout bounds one token request from dialling to the last byte.
-	DefaultTimeout = 10 * time.Second
+	// defaultTimeout bounds one token request from dialling to the last byte.
+	defaultTimeout = 10 * time.Second
 
 	maxBody = 1 << 20
 )
@@ -78,7 +78,7 @@ type Config struct {
 	Header     http.Header
 
 	Expiry  ExpiryRule
-	Timeout time.Duration // of one request; 0: DefaultTimeout
+	Timeout time.Duration // of one request; 0: defaultTimeout
 
 	Transport http.RoundTripper // nil: NewTransport(nil)
 	Log       *zap.Logger       // nil: silent
@@ -87,33 +87,32 @@ type Config struct {
 
 // Client asks for tokens. It implements [tokencache.Grants] and is safe for
 // concurrent use.
-type Client struct{ Config }
+type Client struct{ cfg Config }
 
 // New returns a Client. TokenURL must be set, and ClientSecret unless Auth
 // makes no use of it.
 func New(cfg Config) *Client {
-	c := &Client{cfg}
-	c.RefreshURL = cmp.Or(c.RefreshURL, c.TokenURL)
-	c.Timeout = cmp.Or(c.Timeout, DefaultTimeout)
-	if c.ClientSecret == nil {
-		c.ClientSecret = func() (tokencache.Secret, error) { return tokencache.Secret{}, nil }
+	cfg.RefreshURL = cmp.Or(cfg.RefreshURL, cfg.TokenURL)
+	cfg.Timeout = cmp.Or(cfg.Timeout, defaultTimeout)
+	if cfg.ClientSecret == nil {
+		cfg.ClientSecret = func() (tokencache.Secret, error) { return tokencache.Secret{}, nil }
 	}
-	if c.Auth == nil {
-		c.Auth = ClientSecretPost
+	if cfg.Auth == nil {
+		cfg.Auth = ClientSecretPost
 	}
-	if c.Encoding == nil {
-		c.Encoding = Form
+	if cfg.Encoding == nil {
+		cfg.Encoding = Form
 	}
-	if c.Transport == nil {
-		c.Transport = NewTransport(nil)
+	if cfg.Transport == nil {
+		cfg.Transport = NewTransport(nil)
 	}
-	if c.Log == nil {
-		c.Log = zap.NewNop()
+	if cfg.Log == nil {
+		cfg.Log = zap.NewNop()
 	}
-	if c.Recorder == nil {
-		c.Recorder = noRecorder{}
+	if cfg.Recorder == nil {
+		cfg.Recorder = noRecorder{}
 	}
-	return c
+	return &Client{cfg}
 }
 
 type noRecorder struct{}
@@ -140,19 +139,19 @@ func NewTransport(proxy func(*http.Request) (*url.URL, error)) *http.Transport {
 // ClientCredentials performs the full grant.
 func (c *Client) ClientCredentials(ctx context.Context) (tokencache.Token, error) {
 	params := url.Values{}
-	setUnlessEmpty(params, "scope", c.Scope)
-	setUnlessEmpty(params, "audience", c.Audience)
-	for _, r := range c.Resource {
+	setUnlessEmpty(params, "scope", c.cfg.Scope)
+	setUnlessEmpty(params, "audience", c.cfg.Audience)
+	for _, r := range c.cfg.Resource {
 		params.Add("resource", r)
 	}
-	return c.exchange(ctx, c.TokenURL, clientCredentials, params, true)
+	return c.exchange(ctx, c.cfg.TokenURL, clientCredentials, params, true)
 }
 
 // RefreshToken exchanges a refresh token for a new pair. If the server sends
 // no new refresh token the old one goes on (RFC 6749 section 6).
 func (c *Client) RefreshToken(ctx context.Context, old tokencache.Secret) (tokencache.Token, error) {
 	params := url.Values{"refresh_token": {old.Reveal()}}
-	token, err := c.exchange(ctx, c.RefreshURL, refreshToken, params, !c.RefreshWithoutAuth)
+	token, err := c.exchange(ctx, c.cfg.RefreshURL, refreshToken, params, !c.cfg.RefreshWithoutAuth)
 	if err == nil && token.Refresh.IsZero() {
 		token.Refresh = old
 	}
@@ -167,7 +166,7 @@ func setUnlessEmpty(params url.Values, name, value string) {
 
 func (c *Client) exchange(ctx context.Context, endpoint *url.URL, grantType string, params url.Values, authenticate bool) (tokencache.Token, error) {
 	at := location{endpoint: publicURL(endpoint), grantType: grantType}
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
 	header, body, err := c.request(grantType, params, authenticate)
 	if err != nil {
@@ -178,33 +177,33 @@ func (c *Client) exchange(ctx context.Context, endpoint *url.URL, grantType stri
 	if err != nil {
 		return tokencache.Token{}, err
 	}
-	now, skew := c.Expiry.reference(answer.header, sent)
+	now, skew := c.cfg.Expiry.reference(answer.header, sent)
 	fields, err := at.judge(answer, now)
 	if err != nil {
 		return tokencache.Token{}, err
 	}
-	c.Recorder.ClockSkew(skew)
+	c.cfg.Recorder.ClockSkew(skew)
 	c.noteScope(fields, grantType)
 	return c.token(fields, sent, now), nil
 }
 
 func (c *Client) request(grantType string, params url.Values, authenticate bool) (http.Header, []byte, error) {
 	header := http.Header{}
-	for name, values := range c.Header {
+	for name, values := range c.cfg.Header {
 		header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
 	}
-	for name, values := range c.Parameters {
+	for name, values := range c.cfg.Parameters {
 		params[name] = values
 	}
 	params.Set("grant_type", grantType)
 	if authenticate {
-		secret, err := c.ClientSecret()
+		secret, err := c.cfg.ClientSecret()
 		if err != nil {
 			return nil, nil, err
 		}
-		c.Auth(c.ClientID, secret, params, header)
+		c.cfg.Auth(c.cfg.ClientID, secret, params, header)
 	}
-	contentType, body := c.Encoding(params)
+	contentType, body := c.cfg.Encoding(params)
 	header.Set("Content-Type", contentType)
 	header.Set("Accept", "application/json")
 	return header, body, nil
@@ -237,7 +236,7 @@ func (c *Client) roundTrip(ctx context.Context, at location, endpoint *url.URL, 
 	}
 	req.Header = header
 	req.GetBody = nil // the transport must not send it twice of its own accord
-	resp, err := c.Transport.RoundTrip(req)
+	resp, err := c.cfg.Transport.RoundTrip(req)
 	if err != nil {
 		return answer{}, failed(err)
 	}
@@ -255,7 +254,7 @@ func (c *Client) roundTrip(ctx context.Context, at location, endpoint *url.URL, 
 // token makes a Token of an answer that judge has accepted. It was asked for
 // at sent by our clock, which is now by the clock that absolute times go by.
 func (c *Client) token(f fields, sent, now time.Time) tokencache.Token {
-	life := c.Expiry.lifetime(f, now)
+	life := c.cfg.Expiry.lifetime(f, now)
 	c.noteExpiry(life)
 
 	token := tokencache.Token{
@@ -263,10 +262,10 @@ func (c *Client) token(f fields, sent, now time.Time) tokencache.Token {
 		Refresh:   tokencache.NewSecret(f.text("refresh_token")),
 		Issued:    sent,
 		Expiry:    sent.Add(life.remaining),
-		Lifetime:  c.Expiry.planned(life.remaining),
+		Lifetime:  c.cfg.Expiry.planned(life.remaining),
 		RefreshIn: f.seconds("refresh_in"),
 	}
-	if r := c.Expiry.refreshLifetime(f, now); r > 0 {
+	if r := c.cfg.Expiry.refreshLifetime(f, now); r > 0 {
 		token.RefreshExpiry = sent.Add(r)
 	}
 	return token
@@ -274,10 +273,10 @@ func (c *Client) token(f fields, sent, now time.Time) tokencache.Token {
 
 func (c *Client) noteExpiry(life lifetime) {
 	for _, kind := range life.anomalies {
-		c.Recorder.ExpiryAnomaly(kind)
+		c.cfg.Recorder.ExpiryAnomaly(kind)
 	}
 	if len(life.anomalies) > 0 {
-		c.Log.Warn("the token endpoint states an expiry that cannot be right; if this persists set EXPIRES_IN_FORMAT",
+		c.cfg.Log.Warn("the token endpoint states an expiry that cannot be right; if this persists set EXPIRES_IN_FORMAT",
 			zap.Strings("anomalies", life.anomalies), zap.Duration("assumed_lifetime", life.remaining), zap.String("source", life.source))
 	}
 }
@@ -289,9 +288,9 @@ func (c *Client) noteScope(f fields, grantType string) {
 	if !told || grantType != clientCredentials {
 		return
 	}
-	missing := slices.DeleteFunc(splitScope(c.Scope), func(s string) bool { return slices.Contains(granted, s) })
+	missing := slices.DeleteFunc(splitScope(c.cfg.Scope), func(s string) bool { return slices.Contains(granted, s) })
 	if len(missing) > 0 {
-		c.Log.Warn("the authorization server did not grant all of SCOPE", zap.Strings("missing", missing))
+		c.cfg.Log.Warn("the authorization server did not grant all of SCOPE", zap.Strings("missing", missing))
 	}
 }
 

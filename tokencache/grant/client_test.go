@@ -418,7 +418,7 @@ func TestNoRequestIsMadeWithoutTheSecret(t *testing.T) {
 	if got := srv.Stats().Requests; got != 0 {
 		t.Errorf("%d requests were made", got)
 	}
-	c.RefreshWithoutAuth = true
+	c.cfg.RefreshWithoutAuth = true
 	if _, err := ask(t.Context(), c, refreshToken); !errors.Is(err, tokencache.ErrRefreshTokenRejected) {
 		t.Errorf("a refresh that needs no secret: got %v", err)
 	}
@@ -456,7 +456,7 @@ func TestMakini(t *testing.T) {
 			t.Error(err)
 		}
 
-		c.ClientID = "stranger"
+		c.cfg.ClientID = "stranger"
 		_, err = c.ClientCredentials(t.Context())
 		wantFailure(t, err, failure{tokencache.ErrClientRejected, "invalid_client", 0})
 		if got, want := srv.Stats().Requests, 6; got != want {
@@ -487,7 +487,7 @@ func TestAdminV3(t *testing.T) {
 		_, err = c.RefreshToken(t.Context(), second.Refresh)
 		wantFailure(t, err, failure{nil, "rate_limited", 7 * time.Second})
 
-		c.Encoding = Form
+		c.cfg.Encoding = Form
 		_, err = c.ClientCredentials(t.Context())
 		wantFailure(t, err, failure{tokencache.ErrClientRejected, "invalid_request", 0})
 	})

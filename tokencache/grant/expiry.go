@@ -35,8 +35,8 @@ func (f *Format) UnmarshalText(text []byte) error {
 	return err
 }
 
-// DefaultLifetime is assumed of a token whose answer tells nothing credible.
-const DefaultLifetime = 10 * time.Minute
+// defaultLifetime is assumed of a token whose answer tells nothing credible.
+const defaultLifetime = 10 * time.Minute
 
 const (
 	// Unix seconds passed unixFrom in 2001; no token lives for that many
@@ -68,7 +68,7 @@ var AnomalyKinds = []string{anomalyUnreadable, anomalyNotPositive, anomalyImplau
 // answer makes a token endless, or dead on arrival.
 type ExpiryRule struct {
 	Format Format // zero: Auto
-	// Default is assumed where the answer tells nothing credible; 0: DefaultLifetime.
+	// Default is assumed where the answer tells nothing credible; 0: defaultLifetime.
 	Default time.Duration
 	// Max bounds the lifetime that refreshes are planned in, not the use of a
 	// token when no other can be had; 0: no bound.
@@ -124,7 +124,7 @@ func (r ExpiryRule) lifetime(f fields, now time.Time) lifetime {
 		consider(remaining, renamed(source, "jwt_exp"), anomaly)
 	}
 	if best.source == "" {
-		best.remaining, best.source = cmp.Or(r.Default, DefaultLifetime), "default"
+		best.remaining, best.source = cmp.Or(r.Default, defaultLifetime), "default"
 		if len(best.anomalies) > 0 {
 			best.remaining = max(best.remaining, leastAfterAnomaly)
 		}

@@ -177,8 +177,8 @@ func (v vector) test(t *testing.T) {
 	if v.date != noDate {
 		header.Set("Date", v.date)
 	}
-	now, _ := c.Expiry.reference(header, t0)
-	if got := c.Expiry.lifetime(f, now).source; got != v.source {
+	now, _ := c.cfg.Expiry.reference(header, t0)
+	if got := c.cfg.Expiry.lifetime(f, now).source; got != v.source {
 		t.Errorf("source: got %s, want %s", got, v.source)
 	}
 }

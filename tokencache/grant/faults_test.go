@@ -92,8 +92,8 @@ func TestEveryRequestEndsAtItsDeadline(t *testing.T) {
 					c := clientOf(t, "http://server/oauth/token", Config{Transport: overPipe(t, srv)})
 					start := time.Now()
 					_, err := ask(t.Context(), c, grantType)
-					if got := time.Since(start); got > DefaultTimeout {
-						t.Errorf("took %v, want %v at most", got, DefaultTimeout)
+					if got := time.Since(start); got > defaultTimeout {
+						t.Errorf("took %v, want %v at most", got, defaultTimeout)
 					}
 					want := failure{tokencache.ErrOutcomeUnknown, "timeout", 0}
 					switch {
@@ -123,7 +123,7 @@ func TestASlowAnswerInTimeIsAGoodAnswer(t *testing.T) {
 		if _, err := c.ClientCredentials(t.Context()); err != nil {
 			t.Error(err)
 		}
-		c.Timeout = 5 * time.Second
+		c.cfg.Timeout = 5 * time.Second
 		_, err := c.ClientCredentials(t.Context())
 		wantFailure(t, err, failure{tokencache.ErrOutcomeUnknown, "timeout", 0})
 	})

@@ -39,7 +39,7 @@ func FuzzTokenResponse(f *testing.F) {
 		status := fuzzStatuses[int(choice)%len(fuzzStatuses)]
 		header := http.Header{"Date": {date}, "Retry-After": {date}}
 		for _, grantType := range bothGrants {
-			now, skew := c.Expiry.reference(header, t0)
+			now, skew := c.cfg.Expiry.reference(header, t0)
 			if skew.Abs() > credibleSkew || now.Sub(t0) != skew {
 				t.Errorf("%v ahead, so now is %v", skew, now)
 			}

@@ -220,6 +220,8 @@ type recorder struct{ failures atomic.Int64 }
 
 func (r *recorder) TokenRefreshed(_, _, _ string, _ time.Duration) {}
 
+func (*recorder) TokenContested(bool) {}
+
 func (r *recorder) TokenScheduled(_, _ time.Time, failures int) {
 	if failures > 0 {
 		r.failures.Add(1)
