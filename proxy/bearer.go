@@ -45,7 +45,7 @@ var Outcomes = []string{outcomeReplayed, outcomeNotRepeatable, outcomeNoOtherTok
 type bearer struct {
 	tokens       TokenSource
 	next         http.RoundTripper
-	unrepeatable *Unrepeatable
+	unrepeatable *InFlight
 	recorder     Recorder
 
 	latest   atomic.Pointer[authorization]
@@ -69,8 +69,8 @@ func (b *bearer) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, noToken{err}
 	}
 	if body != nil && body.mayBeLost {
-		b.unrepeatable.add(1)
-		defer b.unrepeatable.add(-1)
+		b.unrepeatable.Add(1)
+		defer b.unrepeatable.Add(-1)
 	}
 	resp, err := b.send(req, first)
 	if err != nil || !refused(resp) {

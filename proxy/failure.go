@@ -166,8 +166,10 @@ func (f failure) write(w http.ResponseWriter) {
 	w.Header().Set("Proxy-Status", status)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(f.status)
-	_ = json.NewEncoder(w).Encode(map[string]any{
+	body, _ := json.Marshal(map[string]any{
 		"error": f.reason, "message": f.message, "code": "SIDECAR_" + strings.ToUpper(f.reason), "details": details,
 	})
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(f.status)
+	_, _ = w.Write(body)
 }

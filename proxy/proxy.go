@@ -11,6 +11,7 @@ package proxy
 
 import (
 	"bufio"
+	"io"
 	"log"
 	"math"
 	"net"
@@ -46,8 +47,10 @@ type Config struct {
 	Upstream  *url.URL
 	Tokens    TokenSource
 	Transport http.RoundTripper // nil: NewTransport(TransportConfig{})
-	// Unrepeatable is kept up to date; nil: there is none.
-	Unrepeatable *Unrepeatable
+	// Unrepeatable counts the requests that have a token and no answer yet,
+	// and whose bodies may be too large to be sent again: if their token is
+	// killed now, the app sees a 401 that no replay can mend. nil: nobody asks.
+	Unrepeatable *InFlight
 	// MaxInFlight is the most requests that are served at a time, upgraded
 	// connections among them. Any more are refused at once; 0: no limit.
 	MaxInFlight int
@@ -61,7 +64,7 @@ func New(cfg Config) http.Handler {
 		cfg.Transport = NewTransport(TransportConfig{})
 	}
 	if cfg.Unrepeatable == nil {
-		cfg.Unrepeatable = &Unrepeatable{}
+		cfg.Unrepeatable = &InFlight{}
 	}
 	if cfg.Log == nil {
 		cfg.Log = zap.NewNop()
@@ -112,15 +115,24 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.reverse.ServeHTTP(observed, r)
 }
 
-// shed refuses a request over the cap. It does not wait for the body, nor,
-// unless there is much of it, give up the connection.
+// shed refuses a request over the cap, at once. Only then it takes a small
+// body, so that the connection can be kept.
 func (h *handler) shed(w http.ResponseWriter, r *http.Request) {
-	if r.ContentLength < 0 || r.ContentLength > recordLimit {
+	if r.ContentLength < 0 || r.ContentLength > recordLimit || r.Header["Expect"] != nil {
 		w.Header().Set("Connection", "close")
-	} else {
-		_ = http.NewResponseController(w).EnableFullDuplex() // or the server would read the body first
+		h.answer(w, overloaded, nil)
+		return
 	}
+	duplex := http.NewResponseController(w)
+	_ = duplex.EnableFullDuplex() // or the server would read the body first
 	h.answer(w, overloaded, nil)
+	if r.ContentLength == 0 {
+		return
+	}
+	_ = duplex.Flush()
+	if _, err := io.Copy(io.Discard, r.Body); err != nil {
+		panic(http.ErrAbortHandler) // what is left of the body is no request
+	}
 }
 
 func (h *handler) rewrite(pr *httputil.ProxyRequest) {

@@ -209,7 +209,7 @@ func TestRequestsThatCannotBeSentAgainAreWaitedFor(t *testing.T) {
 		close(arrived)
 		<-release
 	})
-	unrepeatable := &proxy.Unrepeatable{}
+	unrepeatable := &proxy.InFlight{}
 	s := start(t, upstream.URL, proxy.Config{Unrepeatable: unrepeatable})
 	unrepeatable.Wait(t.Context()) // there are none yet
 

@@ -28,7 +28,7 @@ type app struct {
 	admin  *http.Server
 	probe  *probes
 
-	inFlight sync.WaitGroup // requests, and the tunnels that some become
+	inFlight proxy.InFlight // requests, and the tunnels that some become
 	cutOff   context.CancelFunc
 }
 
@@ -57,7 +57,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	if cfg.ClientSecretFile != "" {
 		a.secret = &secretFile{path: cfg.ClientSecretFile}
 	}
-	unrepeatable := &proxy.Unrepeatable{}
+	unrepeatable := &proxy.InFlight{}
 	a.cache = tokencache.New(tokencache.Config{
 		Grants:        grant.WithBreaker(a.newClient(tokenTransport, m), m.BreakerChanged),
 		Wait:          cfg.TokenWait,
@@ -95,7 +95,7 @@ var labels = metrics.Labels{
 func (a *app) counted(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.inFlight.Add(1)
-		defer a.inFlight.Done()
+		defer a.inFlight.Add(-1)
 		next.ServeHTTP(w, r)
 	})
 }
@@ -164,10 +164,10 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 		running.Go(func() { a.secret.watch(background, a.cache.Renew) })
 	}
 	failed := make(chan error, 2)
-	go func() {
-		failed <- newConnections(a.cfg.MaxConnections).serve(a.proxy, halfCloseListener{proxyListener})
-	}()
-	go func() { failed <- newConnections(adminConnections).serve(a.admin, adminListener) }()
+	proxyListener = newConnections(a.cfg.MaxConnections).limit(a.proxy, halfCloseListener{proxyListener})
+	adminListener = newConnections(adminConnections).limit(a.admin, adminListener)
+	go func() { failed <- a.proxy.Serve(proxyListener) }()
+	go func() { failed <- a.admin.Serve(adminListener) }()
 
 	var err error
 	select {
@@ -189,19 +189,15 @@ func (a *app) shutdown() {
 
 	ctx, cancel := context.WithTimeout(context.Background(), a.cfg.DrainTimeout)
 	defer cancel()
-	drained := make(chan struct{})
-	go func() {
-		defer close(drained)
-		_ = a.proxy.Shutdown(ctx) // which forgets connections that have become tunnels
-		a.inFlight.Wait()
-	}()
-	select {
-	case <-drained:
-	case <-ctx.Done():
+	_ = a.proxy.Shutdown(ctx) // which forgets connections that have become tunnels
+	a.inFlight.Wait(ctx)
+	if ctx.Err() != nil {
 		a.log.Warn("requests were still in flight after DRAIN_TIMEOUT, and are cut off")
+		last, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
 		a.cutOff()
 		_ = a.proxy.Close()
-		<-drained
+		a.inFlight.Wait(last)
 	}
 	a.cutOff()
 	_ = a.admin.Close()

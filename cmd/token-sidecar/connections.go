@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,14 +33,15 @@ func newConnections(limit int) *connections {
 	return &connections{max: limit, changed: make(chan struct{}, 1)}
 }
 
-// serve runs s on l.
-func (c *connections) serve(s *http.Server, l net.Listener) error {
+// limit prepares s, which must not serve yet, and returns the listener to
+// serve on instead of l.
+func (c *connections) limit(s *http.Server, l net.Listener) net.Listener {
 	if c.max == 0 {
-		return s.Serve(l)
+		return l
 	}
 	s.ConnState = note
 	s.Handler = c.takeTurns(s.Handler)
-	return s.Serve(&limitedListener{Listener: l, connections: c, closed: make(chan struct{})})
+	return &limitedListener{Listener: l, connections: c, closed: make(chan struct{})}
 }
 
 func (c *connections) takeTurns(next http.Handler) http.Handler {
@@ -82,6 +84,7 @@ func (c *connections) enter(closed <-chan struct{}) bool {
 	for {
 		again, entered := c.tryEnter(time.Now())
 		if entered {
+			runtime.Gosched()
 			return true
 		}
 		c.crowded.Store(true)

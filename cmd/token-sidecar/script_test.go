@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -45,25 +46,31 @@ func TestScript(t *testing.T) {
 
 // world is what a script has around it.
 type world struct {
-	provider *granttest.Server
-	slow     chan struct{} // lets requests to /slow end
-	reached  chan struct{} // a request to /slow has come through
-	inFlight chan string   // the answer to the one sent by inflight
+	provider atomic.Pointer[granttest.Server] // replaced, since its fields must not change while it serves
+	slow     chan struct{}                    // lets requests to /slow end
+	reached  chan struct{}                    // a request to /slow has come through
+	inFlight chan string                      // the answer to the one sent by inflight
 }
 
 func setup(e *testscript.Env) error {
-	w := &world{
-		provider: granttest.Makini("client", canary),
-		slow:     make(chan struct{}), reached: make(chan struct{}), inFlight: make(chan string, 1),
-	}
-	mux := http.NewServeMux()
-	mux.Handle("/", w.provider)
-	mux.Handle("/slow", w.provider.Protect(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+	w := &world{slow: make(chan struct{}), reached: make(chan struct{}), inFlight: make(chan string, 1)}
+	w.provider.Store(granttest.Makini("client", canary))
+	slow := http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		close(w.reached)
-		<-w.slow
+		select {
+		case <-w.slow:
+		case <-r.Context().Done():
+		}
 		_, _ = io.WriteString(rw, "late but whole")
-	})))
-	server := httptest.NewServer(mux)
+	})
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		provider := w.provider.Load()
+		if r.URL.Path == "/slow" {
+			provider.Protect(slow).ServeHTTP(rw, r)
+			return
+		}
+		provider.ServeHTTP(rw, r)
+	}))
 	e.Defer(server.Close)
 	e.Values["world"] = w
 	examples, err := filepath.Abs("../../examples")
@@ -217,11 +224,13 @@ func useExample(ts *testscript.TestScript, _ bool, args []string) {
 		}
 		ts.Setenv(key, value)
 	}
-	w.provider.ClientSecret, w.provider.ClientID = ts.Getenv("CLIENT_SECRET"), ts.Getenv("CLIENT_ID")
-	if args[0] == "admin-v3.env" {
-		w.provider.Accept, w.provider.ExpiresIn, w.provider.DetailedErrors = granttest.JSON, granttest.Relative, true
-		w.provider.Life = time.Hour
+	id, secret := ts.Getenv("CLIENT_ID"), ts.Getenv("CLIENT_SECRET")
+	api := granttest.AdminV3(id, secret)
+	if args[0] == "makini.env" {
+		api = granttest.Makini(id, secret)
+		api.Life, api.RefreshLife = 2*time.Second, 4*time.Second // or there would be no rotation to see
 	}
+	w.provider.Store(api)
 }
 
 // provider MOOD changes how the provider behaves.
@@ -229,13 +238,11 @@ func provider(ts *testscript.TestScript, _ bool, args []string) {
 	w := worldOf(ts)
 	switch args[0] {
 	case "down":
-		w.provider.Always(granttest.EchoRequest(500))
+		w.provider.Load().Always(granttest.EchoRequest(500))
 	case "up":
-		w.provider.Always(nil)
+		w.provider.Load().Always(nil)
 	case "revoke":
-		w.provider.Revoke()
-	case "short-lived":
-		w.provider.Life, w.provider.RefreshLife = 2*time.Second, 4*time.Second
+		w.provider.Load().Revoke()
 	case "release":
 		close(w.slow)
 	default:

@@ -27,7 +27,7 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	defer stop()
 	if err := show(ctx, os.Stdout); err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
@@ -129,7 +129,7 @@ func startSidecar(ctx context.Context, out io.Writer, provider string) (*sidecar
 	}
 	s := &sidecar{log: &heldLog{}, done: make(chan error, 1), stop: func() { _ = os.RemoveAll(folder) }}
 	binary := filepath.Join(folder, "token-sidecar")
-	build := exec.CommandContext(ctx, "go", "build", "-o", binary, "github.com/token-sidecar/token-sidecar/cmd/token-sidecar")
+	build := exec.CommandContext(ctx, "go", "build", "-buildvcs=false", "-o", binary, "github.com/token-sidecar/token-sidecar/cmd/token-sidecar")
 	if output, err := build.CombinedOutput(); err != nil {
 		s.stop()
 		return nil, fmt.Errorf("go build: %w\n%s", err, output)
