@@ -70,7 +70,7 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 			"Requests that the sidecar answered itself, by reason: token_unavailable (503), upstream_unreachable (502), upstream_timeout (504), request_body (400, the client's body broke off), overloaded (503, MAX_IN_FLIGHT requests were being served).", "reason"),
 	}
 	m.refusals = counters("token_refusals_total",
-		"Answers 401 of the upstream on account of the token, by what was done: replayed (sent again with another token), not_repeatable (the body was too large to be kept for that), no_other_token (none was to be had), muted (none was asked for, since a fresh one was refused as well). All but replayed reached the app.", "outcome")
+		"Answers 401 of the upstream on account of the token, by what was done: replayed (sent again with another token), not_repeatable (the body was too large to be kept for that), no_other_token (none was to be had), muted (none was asked for, since a fresh one was refused as well). Answers to what was replayed are not looked at again; all other reached the app.", "outcome")
 	m.contested = gauge("token_contested", "1 while tokens keep dying before their time, which is what a second user of the same client does to a server that allows one pair of tokens per client, else 0.")
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: name("build_info"), Help: "Always 1; the label tells the version that runs.", ConstLabels: prometheus.Labels{"version": version},

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"go.uber.org/zap"
 )
 
 // discardPatience bounds the reading of an answer that nobody will see.
@@ -47,6 +49,7 @@ type bearer struct {
 	next         http.RoundTripper
 	unrepeatable *InFlight
 	recorder     Recorder
+	log          *zap.Logger
 
 	latest   atomic.Pointer[authorization]
 	refusals refusals
@@ -85,6 +88,9 @@ func (b *bearer) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err = b.send(again(req, body), second)
 	if err == nil {
 		b.refusals.replayed(second, refused(resp), time.Now())
+		if refused(resp) {
+			b.log.Warn("the upstream refuses a fresh token as well: check SCOPE, AUDIENCE and RESOURCE, and that UPSTREAM_URL takes tokens of TOKEN_URL")
+		}
 	}
 	return resp, err
 }

@@ -76,10 +76,10 @@ func New(cfg Config) http.Handler {
 	if cfg.MaxInFlight > 0 {
 		h.maxInFlight = int64(cfg.MaxInFlight)
 	}
-	h.budget.Store(recordBudget)
+	h.budget.Store(min(recordBudget, min(h.maxInFlight, recordBudget)*recordShare))
 	h.reverse = &httputil.ReverseProxy{
 		Rewrite:        h.rewrite,
-		Transport:      &bearer{tokens: cfg.Tokens, next: cfg.Transport, unrepeatable: cfg.Unrepeatable, recorder: cfg.Recorder},
+		Transport:      &bearer{tokens: cfg.Tokens, next: cfg.Transport, unrepeatable: cfg.Unrepeatable, recorder: cfg.Recorder, log: h.log},
 		BufferPool:     &bufferPool{},
 		ModifyResponse: func(resp *http.Response) error { hangUp(resp.Header, resp.Request); return nil },
 		ErrorHandler:   h.fail,

@@ -15,8 +15,10 @@ const (
 	// recordLimit is the most that is kept of a body so that it can be sent
 	// again.
 	recordLimit = 64 << 10
-	// recordBudget is the most that is kept of all bodies in flight.
+	// recordBudget is the most that is kept of all bodies in flight, or less
+	// where there may be few: recordShare for each.
 	recordBudget = 8 << 20
+	recordShare  = 32 << 10
 	// rewindPatience bounds the wait for the first sending to let go of the
 	// body. It has to, unless the client is slow with the next piece of it.
 	rewindPatience = 100 * time.Millisecond

@@ -71,7 +71,7 @@ func retryIn(err error, failures int, random float64) time.Duration {
 	if failures < 5 { // 2 s · 2⁵ is past the ceiling
 		ceiling = min(ceiling, minBackoff<<failures)
 	}
-	return asked + fraction(ceiling, random)
+	return max(asked+fraction(ceiling, random), closedFor(err))
 }
 
 func fraction(d time.Duration, f float64) time.Duration { return time.Duration(float64(d) * f) }
@@ -79,6 +79,18 @@ func fraction(d time.Duration, f float64) time.Duration { return time.Duration(f
 func retryAfter(err error) time.Duration {
 	if f, ok := errors.AsType[Failure](err); ok {
 		return f.RetryAfter()
+	}
+	return 0
+}
+
+// closedFor is how long a further request would only meet a closed door of our
+// own, which an error may tell by a method.
+func closedFor(err error) time.Duration {
+	if c, ok := errors.AsType[interface {
+		error
+		ClosedFor() time.Duration
+	}](err); ok {
+		return c.ClosedFor()
 	}
 	return 0
 }

@@ -44,6 +44,14 @@ func (f failure) Reason() string            { return "test" }
 func (f failure) RetryAfter() time.Duration { return f.after }
 func (f failure) Unwrap() error             { return f.sentinel }
 
+// closing is a failure that closes a circuit breaker.
+type closing struct {
+	failure
+	rest time.Duration
+}
+
+func (c closing) ClosedFor() time.Duration { return c.rest }
+
 func TestRetryIn(t *testing.T) {
 	down := errors.New("down")
 	for _, tt := range []struct {
@@ -62,6 +70,7 @@ func TestRetryIn(t *testing.T) {
 		{"refused", failure{sentinel: ErrClientRejected}, 0, time.Minute, 5 * time.Minute},
 		{"refused often", failure{sentinel: ErrClientRejected}, 99, time.Minute, 5 * time.Minute},
 		{"refused and asked to wait", failure{ErrClientRejected, 10 * time.Minute}, 0, 10 * time.Minute, 10 * time.Minute},
+		{"the breaker opens", closing{rest: 30 * time.Second}, 5, 30 * time.Second, time.Minute},
 		{"breaker open", failure{ErrNotAsked, 7 * time.Second}, 9, 7 * time.Second, 7 * time.Second},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -57,7 +57,9 @@ var (
 	ErrNotAsked = errors.New("not asked")
 )
 
-// Failure is what an error of [Grants] may tell beside the sentinels.
+// Failure is what an error of [Grants] may tell beside the sentinels. One that
+// knows that the next request will not be let through, as a circuit breaker
+// does, says for how long by a further method, ClosedFor() time.Duration.
 type Failure interface {
 	error
 	// Reason is one word of a small fixed set, fit for a metric label.

@@ -37,14 +37,14 @@ type config struct {
 	Audience             string            `env:"AUDIENCE" help:"The audience parameter, for servers that want one."`
 	Resource             []string          `env:"RESOURCE" help:"Resource indicators (RFC 8707): absolute URIs, separated by commas."`
 	TokenParameters      tokencache.Secret `env:"TOKEN_PARAMETERS,unset" help:"Further parameters of every token request, as a query: name=value&name=value, percent-encoded."`
-	TokenParametersFile  string            `env:"TOKEN_PARAMETERS_FILE" help:"A file that holds them instead."`
+	TokenParametersFile  string            `env:"TOKEN_PARAMETERS_FILE" help:"A file that holds TOKEN_PARAMETERS instead."`
 	TokenHeaders         tokencache.Secret `env:"TOKEN_HEADERS,unset" help:"Further headers of every token request, written like TOKEN_PARAMETERS."`
-	TokenHeadersFile     string            `env:"TOKEN_HEADERS_FILE" help:"A file that holds them instead."`
+	TokenHeadersFile     string            `env:"TOKEN_HEADERS_FILE" help:"A file that holds TOKEN_HEADERS instead."`
 	RefreshURL           endpointURL       `env:"REFRESH_URL" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`
 	RefreshClientAuth    bool              `env:"REFRESH_CLIENT_AUTH" envDefault:"true" help:"Whether the client proves itself when it refreshes, as RFC 6749 demands. Some servers want the refresh token alone."`
 	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
 	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL,unset" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
-	TokenProxyURLFile    string            `env:"TOKEN_PROXY_URL_FILE" help:"A file that holds it instead, for a URL with a password."`
+	TokenProxyURLFile    string            `env:"TOKEN_PROXY_URL_FILE" help:"A file that holds TOKEN_PROXY_URL instead, if there is a password in it."`
 
 	ExpiresInFormat grant.Format  `env:"EXPIRES_IN_FORMAT" envDefault:"auto" help:"What the number in expires_in means: seconds or milliseconds to live, unix or unix_ms for the time of expiry, auto to tell seconds from Unix times by size, ignore."`
 	DefaultLifetime time.Duration `env:"DEFAULT_LIFETIME" envDefault:"10m" help:"The life assumed of a token if the server tells nothing credible."`
@@ -65,7 +65,7 @@ type config struct {
 	UpstreamResponseTimeout time.Duration `env:"UPSTREAM_RESPONSE_TIMEOUT" envDefault:"0" help:"The most that the upstream may take to begin its answer; 0: no limit."`
 	UpstreamIdleTimeout     time.Duration `env:"UPSTREAM_IDLE_TIMEOUT" envDefault:"4s" help:"How long an idle connection to the upstream is kept. It must be less than the upstream keeps it for, or requests will meet closing connections."`
 	UpstreamProxyURL        proxyURL      `env:"UPSTREAM_PROXY_URL,unset" help:"A proxy for requests to the upstream, written like TOKEN_PROXY_URL."`
-	UpstreamProxyURLFile    string        `env:"UPSTREAM_PROXY_URL_FILE" help:"A file that holds it instead, for a URL with a password."`
+	UpstreamProxyURLFile    string        `env:"UPSTREAM_PROXY_URL_FILE" help:"A file that holds UPSTREAM_PROXY_URL instead, if there is a password in it."`
 
 	ShutdownDelay  time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0" help:"After SIGTERM, how long to go on serving while /readyz already says no, so that a load balancer can notice."`
 	MaxInFlight    int           `env:"MAX_IN_FLIGHT" help:"The most requests that are served at a time; more are answered 503 at once. By default what the limits of memory and of open files allow."`
@@ -86,6 +86,9 @@ func loadConfig(environ map[string]string) (config, error) {
 		reflect.TypeFor[bool]():          parse(strconv.ParseBool, "want true or false"),
 	}}))
 	cfg.validate(f)
+	for _, v := range variables() {
+		f.unless(!quoted(environ[v.name]), v.name, "is in quotes, which would be taken for a part of it")
+	}
 	return cfg, f.err()
 }
 
@@ -192,6 +195,10 @@ func (c *config) headers(f faults) http.Header {
 		header.Set("User-Agent", "token-sidecar/"+runningVersion())
 	}
 	return header
+}
+
+func quoted(s string) bool {
+	return len(s) > 1 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0]
 }
 
 func endsInLineBreak(s string) bool { return strings.HasSuffix(s, "\n") || strings.HasSuffix(s, "\r") }
@@ -350,7 +357,7 @@ func (f faults) err() error {
 	if fault, ok := f["environment"]; ok {
 		lines = append(lines, "  "+fault)
 	}
-	return &configError{fmt.Sprintf("the configuration has %d fault(s):\n%s\nRun token-sidecar help for every variable.", len(lines), strings.Join(lines, "\n"))}
+	return &configError{fmt.Sprintf("faults in the configuration (%d):\n%s\nRun token-sidecar help for every variable.", len(lines), strings.Join(lines, "\n"))}
 }
 
 // A configError is answered with exit code 2.

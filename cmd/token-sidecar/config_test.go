@@ -111,11 +111,11 @@ func TestFaultsThatOnlyShowLaterAreToldAtTheStart(t *testing.T) {
 		{"CLIENT_ID", "id\n"}, {"CLIENT_SECRET", "s\n"}, {"LISTEN_ADDRESS", "localhost:99999"}, {"ADMIN_ADDRESS", "127.0.0.1:8080"},
 		{"TOKEN_HEADERS", "Accept=text/html"}, {"TOKEN_HEADERS", "connection=close"}, {"TOKEN_HEADERS", "X Y=1"}, {"TOKEN_HEADERS", "X=%0d"},
 		{"TOKEN_HEADERS", "%zz"}, {"TOKEN_PARAMETERS", "%zz"}, {"TOKEN_URL", "http://localhost/#fragment"}, {"UPSTREAM_URL", "http://localhost/?query"},
-		{"LOG_LEVEL", "fatal"},
+		{"LOG_LEVEL", "fatal"}, {"CLIENT_ID", `"id"`}, {"SCOPE", "'read'"},
 	} {
 		environ := maps.Clone(good)
 		environ[fault.name] = fault.value
-		if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "1 fault(s):\n  "+fault.name+": ") {
+		if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "(1):\n  "+fault.name+": ") {
 			t.Errorf("%s=%q: got %v", fault.name, fault.value, err)
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // settled is how long a connection must have been silent before it may be
 // taken for idle. Until then its next request may be on the way, or read only
 // when this process gets a processor again.
-const settled = 500 * time.Millisecond
+const settled = time.Second
 
 // connections keeps a server to so many clients. Who comes when there are as
 // many takes the place of the one that has been idle longest; while none is
@@ -84,7 +84,7 @@ func (c *connections) enter(closed <-chan struct{}) bool {
 	for {
 		again, entered := c.tryEnter(time.Now())
 		if entered {
-			runtime.Gosched()
+			runtime.Gosched() // those who are in have precedence
 			return true
 		}
 		c.crowded.Store(true)

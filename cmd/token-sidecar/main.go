@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -40,7 +41,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 		printHelp(stdout)
 		return 0
 	}
-	fmt.Fprintf(stderr, "token-sidecar: unknown command %q; it takes none to run, or version, or help\n", strings.Join(args, " "))
+	fmt.Fprintf(stderr, "token-sidecar: unknown command %q: run it without arguments, or with version or help\n", strings.Join(args, " "))
 	return 2
 }
 
@@ -62,7 +63,12 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 		return err
 	}
 	system := os.DirFS("/")
-	c := capacity{cfg.MaxInFlight, cfg.MaxConnections}.within(tuneRuntime(environ, memoryLimit(system)), descriptorLimit(system))
+	memory := tuneRuntime(environ, memoryLimit(system))
+	c := capacity{cfg.MaxInFlight, cfg.MaxConnections}.within(memory, descriptorLimit(system))
+	var adapt func(*http.Transport)
+	if memory > 0 {
+		adapt = frugal
+	}
 	cfg.MaxInFlight, cfg.MaxConnections = c.inFlight, c.connections
 	log := newLogger(stderr, cfg.LogLevel.Level)
 	proxyListener, err := listen("LISTEN_ADDRESS", cfg.ListenAddress)
@@ -79,7 +85,7 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 		zap.Stringer("address", proxyListener.Addr()), zap.Stringer("admin_address", adminListener.Addr()),
 		zap.Stringer("upstream", cfg.UpstreamURL), zap.String("token_endpoint_host", cfg.TokenURL.Host),
 		zap.Int("max_in_flight", c.inFlight), zap.Int("max_connections", c.connections))
-	err = newApp(cfg, log, nil).serve(ctx, proxyListener, adminListener)
+	err = newApp(cfg, log, adapt).serve(ctx, proxyListener, adminListener)
 	log.Info("stopped", zap.Error(err))
 	return err
 }

@@ -20,7 +20,10 @@ const (
 	// where there is room the heap may grow to five times what is live first.
 	gcPercent = 400
 	roomy     = 64 << 20
-	// Memory that is not Go's heap, and what a collection runs late by.
+	// What is not for Go: the program's own pages, which would else be read
+	// from the disk again and again, the kernel's part of connections, and what
+	// a collection runs late by.
+	programMemory  = 8 << 20
 	reservePercent = 10
 )
 
@@ -31,7 +34,7 @@ func tuneRuntime(environ map[string]string, limit int64) int64 {
 	if environ["GOMAXPROCS"] == "" {
 		runtime.GOMAXPROCS(processors)
 	}
-	forGo := limit / 100 * (100 - reservePercent)
+	forGo := max(limit/2, limit/100*(100-reservePercent)-programMemory)
 	if environ["GOMEMLIMIT"] == "" && limit > 0 {
 		debug.SetMemoryLimit(forGo)
 	}

@@ -3,7 +3,6 @@ package grant
 import (
 	"context"
 	"errors"
-	"net/http"
 	"sync/atomic"
 	"time"
 
@@ -71,12 +70,17 @@ func (b *breaker) guard(grantType string, request func() (tokencache.Token, erro
 			GrantType:  grantType,
 			reason:     reasonBreakerOpen,
 			advice:     "not asked: it failed several times in a row and is given a rest",
-			retryAfter: max(0, time.Until(*b.openUntil.Load())),
+			retryAfter: b.openFor(),
 			sentinel:   tokencache.ErrNotAsked,
 		}
 	}
+	if e, ok := errors.AsType[*Error](err); ok && b.circuit.State() == gobreaker.StateOpen {
+		e.closedFor = b.openFor()
+	}
 	return token, err
 }
+
+func (b *breaker) openFor() time.Duration { return max(0, time.Until(*b.openUntil.Load())) }
 
 // neverSent finds the failures that are our own.
 func neverSent(err error) bool {
@@ -86,6 +90,6 @@ func neverSent(err error) bool {
 
 func serverIsUp(err error) bool {
 	e, ok := errors.AsType[*Error](err)
-	return err == nil || ok && (e.reason == reasonRateLimited && e.Status != http.StatusServiceUnavailable ||
+	return err == nil || ok && (e.reason == reasonRateLimited ||
 		errors.Is(err, tokencache.ErrRefreshTokenRejected) || errors.Is(err, tokencache.ErrClientRejected))
 }

@@ -92,6 +92,21 @@ func TestTheBreakerOpensAfterFiveFailuresInARow(t *testing.T) {
 	}
 }
 
+func TestTheFailureThatOpensTheBreakerSaysForHowLong(t *testing.T) {
+	inBubble(t, func(t *testing.T, b *behindBreaker) {
+		for n := 1; n <= breakerTrips; n++ {
+			err := b.ask(t, 1, clientCredentials, granttest.Empty(500))
+			want := time.Duration(0)
+			if n == breakerTrips {
+				want = breakerOpens
+			}
+			if got := err.(*Error).ClosedFor(); got != want {
+				t.Errorf("failure %d: closed for %v, want %v", n, got, want)
+			}
+		}
+	})
+}
+
 func TestFailuresOfBothGrantsAddUp(t *testing.T) {
 	inBubble(t, func(t *testing.T, b *behindBreaker) {
 		b.ask(t, 3, refreshToken, granttest.Empty(500))

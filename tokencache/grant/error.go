@@ -17,7 +17,8 @@ const (
 	reasonTLS              = "tls"               // no handshake, or a certificate we do not trust
 	reasonTimeout          = "timeout"           // no whole answer in time
 	reasonConnectionLost   = "connection_lost"   // sent, and the connection broke
-	reasonRateLimited      = "rate_limited"      // 408, 429, 503
+	reasonRateLimited      = "rate_limited"      // 408, 429
+	reasonUnavailable      = "unavailable"       // 503
 	reasonServerError      = "server_error"      // other 5xx
 	reasonBadResponse      = "bad_response"      // 2xx that is no token response
 	reasonRedirect         = "redirect"          // 3xx, never followed
@@ -32,7 +33,7 @@ const (
 
 // Reasons lists every reason that an [Error] may have.
 var Reasons = []string{
-	reasonUnreachable, reasonTLS, reasonTimeout, reasonConnectionLost, reasonRateLimited, reasonServerError,
+	reasonUnreachable, reasonTLS, reasonTimeout, reasonConnectionLost, reasonRateLimited, reasonUnavailable, reasonServerError,
 	reasonBadResponse, reasonRedirect, reasonInvalidClient, reasonInvalidGrant, reasonInvalidRequest,
 	reasonWrongEndpoint, reasonTokenType, reasonSecretUnreadable, reasonBreakerOpen,
 }
@@ -51,6 +52,7 @@ type Error struct {
 	reason     string
 	advice     string // what happened and what to do about it
 	retryAfter time.Duration
+	closedFor  time.Duration
 	sentinel   error
 }
 
@@ -67,6 +69,10 @@ func (e *Error) Reason() string { return e.reason }
 
 // RetryAfter returns how long the server asked to be left alone.
 func (e *Error) RetryAfter() time.Duration { return e.retryAfter }
+
+// ClosedFor returns how long the circuit breaker will let no further request
+// through; 0: it is closed, or there is none.
+func (e *Error) ClosedFor() time.Duration { return e.closedFor }
 
 // Is reports whether target is the sentinel that e stands for.
 func (e *Error) Is(target error) bool { return target == e.sentinel }

@@ -63,7 +63,7 @@ func textsOfPlainAnswers(endpoint string) map[string]bool {
 	for _, grantType := range bothGrants {
 		for _, status := range fuzzStatuses {
 			for _, body := range []string{
-				"", "{}", `{"error":"x"}`, `{"error":"use_dpop_nonce"}`, `{"access_token":" "}`, `{"access_token":"a","token_type":"mac"}`,
+				"", "{}", `{"error":"x"}`, `{"error":"use_dpop_nonce"}`, `{"error":"invalid_client"}`, `{"access_token":" "}`, `{"access_token":"a","token_type":"mac"}`,
 			} {
 				_, err := location{endpoint, grantType}.judge(answer{status, http.Header{}, []byte(body)}, t0)
 				if err != nil {
@@ -93,7 +93,7 @@ func checkError(t *testing.T, err error, known map[string]bool) {
 	if !slices.Contains(Reasons, e.Reason()) {
 		t.Errorf("unknown reason %q", e.Reason())
 	}
-	if e.RetryAfter() < 0 || e.RetryAfter() > longest || (e.RetryAfter() > 0) != (e.Reason() == "rate_limited") {
+	if e.RetryAfter() < 0 || e.RetryAfter() > longest || (e.RetryAfter() > 0) != slices.Contains([]string{"rate_limited", "unavailable"}, e.Reason()) {
 		t.Errorf("%v: retry after %v", err, e.RetryAfter())
 	}
 	if e.GrantType == refreshToken && errors.Is(err, tokencache.ErrClientRejected) ||

@@ -29,7 +29,7 @@ func (l location) judge(a answer, now time.Time) (fields, error) {
 	}
 	e := l.judgeFailure(a.status)
 	e.Code = knownCode(f.text("error"))
-	if e.reason == reasonRateLimited {
+	if e.reason == reasonRateLimited || e.reason == reasonUnavailable {
 		e.retryAfter = parseRetryAfter(a.header.Get("Retry-After"), now)
 		if e.retryAfter == 0 {
 			e.retryAfter = patience
@@ -44,6 +44,12 @@ func (l location) judge(a answer, now time.Time) (fields, error) {
 	return nil, e
 }
 
+const adviceInvalidClient = "the client is refused: check CLIENT_ID, the client secret and CLIENT_AUTH_METHOD"
+
+// clientCodes are the codes of a wrong client, which no second try mends,
+// whatever the status beside them.
+var clientCodes = []string{"invalid_client", "unauthorized_client", "incorrect_client_credentials"}
+
 const adviceDPoP = "the server demands DPoP (RFC 9449), which a bearer token cannot satisfy: have bearer tokens enabled for this client"
 
 func (l location) judgeSuccess(a answer, f fields, malformed error) error {
@@ -56,10 +62,13 @@ func (l location) judgeSuccess(a answer, f fields, malformed error) error {
 		return bad("the answer is neither a JSON object nor a form, or is larger than 1 MiB: check that TOKEN_URL is the token endpoint")
 	case f.refuses():
 		e := l.error(a.status, reasonBadResponse, "the answer is an error in spite of its status", nil)
-		if l.grantType == refreshToken {
-			e.reason, e.sentinel = reasonInvalidGrant, tokencache.ErrRefreshTokenRejected
-		}
 		e.Code = knownCode(f.text("error"))
+		switch {
+		case l.grantType == refreshToken:
+			e.reason, e.sentinel = reasonInvalidGrant, l.rejected()
+		case slices.Contains(clientCodes, e.Code):
+			e.reason, e.advice, e.sentinel = reasonInvalidClient, adviceInvalidClient, l.rejected()
+		}
 		return e
 	case f.text("access_token") == "":
 		return bad("the answer holds no access_token")
@@ -84,14 +93,16 @@ func (l location) judgeFailure(status int) *Error {
 		return l.error(status, reasonBadResponse, "no token endpoint answers so: check TOKEN_URL", l.unknownRefresh())
 	case status < 400:
 		return l.error(status, reasonRedirect, "redirects are not followed, since they would carry the credentials elsewhere: set TOKEN_URL to the final address", l.rejected())
-	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+	case status == http.StatusRequestTimeout, status == http.StatusTooManyRequests:
 		return l.error(status, reasonRateLimited, "the server asks for patience", nil)
+	case status == http.StatusServiceUnavailable:
+		return l.error(status, reasonUnavailable, "the server says that it is not available", nil)
 	case status >= 500:
 		return l.error(status, reasonServerError, "the server failed", nil)
 	case l.grantType == refreshToken:
 		return l.error(status, reasonInvalidGrant, "the refresh token is not accepted", l.rejected())
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		return l.error(status, reasonInvalidClient, "the client is refused: check CLIENT_ID, the client secret and CLIENT_AUTH_METHOD", l.rejected())
+		return l.error(status, reasonInvalidClient, adviceInvalidClient, l.rejected())
 	case status == http.StatusNotFound, status == http.StatusMethodNotAllowed:
 		return l.error(status, reasonWrongEndpoint, "this is not a token endpoint: check TOKEN_URL", l.rejected())
 	}

@@ -43,6 +43,11 @@ func busyFor(d time.Duration) outcome {
 	return outcome{f, f}
 }
 
+func unavailableFor(d time.Duration) outcome {
+	f := failure{nil, "unavailable", d}
+	return outcome{f, f}
+}
+
 // wantOutcome asks address with both grants for the outcome.
 func wantOutcome(t *testing.T, address string, want outcome) {
 	t.Helper()
@@ -63,7 +68,7 @@ func TestTheStatusDecidesWhateverTheBodySays(t *testing.T) {
 		413: wrongRequest, 415: wrongRequest, 418: wrongRequest, 422: wrongRequest, 425: wrongRequest, 451: wrongRequest, 499: wrongRequest,
 		401: wrongClient, 403: wrongClient,
 		404: wrongEndpoint, 405: wrongEndpoint,
-		408: busyFor(time.Second), 429: busyFor(5 * time.Second), 503: busyFor(time.Second),
+		408: busyFor(time.Second), 429: busyFor(5 * time.Second), 503: unavailableFor(time.Second),
 		500: failed, 501: failed, 502: failed, 504: failed, 505: failed, 520: failed, 599: failed,
 	} {
 		for body, fault := range map[string]granttest.Fault{
@@ -121,10 +126,10 @@ func TestRetryAfterOfEitherForm(t *testing.T) {
 				}
 			}
 		}
-		for status, fault := range map[int]granttest.Fault{503: granttest.Unavailable("7"), 408: withRetryAfter(408, "7")} {
-			srv.Always(fault)
+		for status, want := range map[int]outcome{503: unavailableFor(7 * time.Second), 408: busyFor(7 * time.Second)} {
+			srv.Always(withRetryAfter(status, "7"))
 			_, err := c.ClientCredentials(t.Context())
-			if got := failureOf(t, err); got != busyFor(7*time.Second).full {
+			if got := failureOf(t, err); got != want.full {
 				t.Errorf("%d: got %v", status, got)
 			}
 		}
@@ -168,6 +173,8 @@ func TestAnswersOf200ThatAreNone(t *testing.T) {
 		`{"errcode":40001,"errmsg":"invalid credential"}`: errorInside,
 		`{"errcode":"40001","access_token":"a"}`:          errorInside,
 		`error=bad_refresh_token&error_description=x`:     errorInside,
+		`{"error":"invalid_client"}`:                      wrongClient,
+		`error=incorrect_client_credentials`:              wrongClient,
 
 		// neither an object nor a form
 		"  ": badResponse,
