@@ -72,8 +72,11 @@ func explain(err error, r *http.Request) failure {
 		message: "The upstream could not be reached, or broke off before it answered.", proxyStatus: unreachableType(err)}
 }
 
+// reasonBrokeOff is for answers that had begun; no other can take their place.
+const reasonBrokeOff = "upstream_broke_off"
+
 // Reasons lists every reason that a [Recorder] may be told.
-var Reasons = []string{"token_unavailable", "request_body", "upstream_timeout", "upstream_unreachable", "overloaded"}
+var Reasons = []string{"token_unavailable", "request_body", "upstream_timeout", "upstream_unreachable", reasonBrokeOff, "overloaded"}
 
 var overloaded = failure{status: http.StatusServiceUnavailable, reason: "overloaded",
 	message: "The sidecar serves as many requests as it may at a time, which MAX_IN_FLIGHT tells.", proxyStatus: "connection_limit_reached",

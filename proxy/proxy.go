@@ -32,8 +32,8 @@ type Recorder interface {
 	// RequestServed reports what the client was answered: 499 if it left
 	// before there was an answer.
 	RequestServed(method string, status int, took time.Duration)
-	// RequestFailed reports an answer of the proxy's own; reason is one word
-	// of a fixed set.
+	// RequestFailed reports an answer of the proxy's own, or one that the
+	// upstream broke off; reason is one word of a fixed set: see Reasons.
 	RequestFailed(reason string)
 	// TokenRefused reports a 401 of the upstream on account of a token, and
 	// what was done, one word of a fixed set: see Outcomes.
@@ -103,16 +103,23 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	h.recorder.RequestStarted()
 	observed := &response{ResponseWriter: w}
+	aborted := true
 	defer func() { // also when ReverseProxy aborts the connection by a panic
+		if aborted && observed.status != statusClientGone && r.Context().Err() == nil {
+			h.recorder.RequestFailed(reasonBrokeOff)
+			h.log.Warn("the upstream broke off its answer", zap.Int("status", observed.status))
+		}
 		h.recorder.RequestServed(r.Method, observed.status, time.Since(start))
 	}()
 	if h.inFlight.Add(1) > h.maxInFlight {
 		h.inFlight.Add(-1)
 		h.shed(observed, r)
+		aborted = false
 		return
 	}
 	defer h.inFlight.Add(-1)
 	h.reverse.ServeHTTP(observed, r)
+	aborted = false
 }
 
 // shed refuses a request over the cap, at once. Only then it takes a small
