@@ -113,8 +113,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}()
 	if h.inFlight.Add(1) > h.maxInFlight {
 		h.inFlight.Add(-1)
-		h.shed(observed, r)
 		aborted = false
+		h.shed(observed, r)
 		return
 	}
 	defer h.inFlight.Add(-1)
@@ -122,21 +122,26 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	aborted = false
 }
 
+// shedPatience bounds how long the body of a refused request may take to come.
+const shedPatience = 5 * time.Second
+
 // shed refuses a request over the cap, at once. Only then it takes a small
 // body, so that the connection can be kept.
 func (h *handler) shed(w http.ResponseWriter, r *http.Request) {
+	if r.ContentLength == 0 {
+		h.answer(w, overloaded, nil)
+		return
+	}
+	rest := http.NewResponseController(w)
+	_ = rest.SetReadDeadline(time.Now().Add(shedPatience))
 	if r.ContentLength < 0 || r.ContentLength > recordLimit || r.Header["Expect"] != nil {
 		w.Header().Set("Connection", "close")
 		h.answer(w, overloaded, nil)
 		return
 	}
-	duplex := http.NewResponseController(w)
-	_ = duplex.EnableFullDuplex() // or the server would read the body first
+	_ = rest.EnableFullDuplex() // or the server would read the body first
 	h.answer(w, overloaded, nil)
-	if r.ContentLength == 0 {
-		return
-	}
-	_ = duplex.Flush()
+	_ = rest.Flush()
 	if _, err := io.Copy(io.Discard, r.Body); err != nil {
 		panic(http.ErrAbortHandler) // what is left of the body is no request
 	}
@@ -166,6 +171,9 @@ type response struct {
 }
 
 func (r *response) WriteHeader(status int) {
+	if status == http.StatusContinue {
+		return // the server says it when the body is read, which the upstream's 100 brings about
+	}
 	if status >= 200 {
 		r.status = status
 		if h := r.Header(); h["Content-Type"] == nil {

@@ -135,7 +135,7 @@ func (c *config) validate(f faults) {
 		f.unless(d >= 0, name, "want a duration of 0 or more, such as 10s")
 	}
 	for name, n := range map[string]int{"MAX_IN_FLIGHT": c.MaxInFlight, "MAX_CONNECTIONS": c.MaxConnections} {
-		f.unless(n >= 0, name, "want a number above 0, or nothing")
+		f.unless(n >= 0, name, "want a number of 0 or more")
 	}
 	for name, address := range map[string]string{"LISTEN_ADDRESS": c.ListenAddress, "ADMIN_ADDRESS": c.AdminAddress} {
 		_, port, err := net.SplitHostPort(address)

@@ -12,8 +12,9 @@ import (
 
 // settled is how long a connection must have been silent before it may be
 // taken for idle. Until then its next request may be on the way, or read only
-// when this process gets a processor again.
-const settled = time.Second
+// when this process gets a processor again. It is well below what Retry-After
+// says, so that nobody who comes back then meets a closing connection.
+const settled = 500 * time.Millisecond
 
 // connections keeps a server to so many clients. Who comes when there are as
 // many takes the place of the one that has been idle longest; while none is
@@ -26,6 +27,7 @@ type connections struct {
 	mu      sync.Mutex
 	open    int
 	idle    list.List     // of *client, the longest idle first
+	leaving time.Time     // when one was sent away that has not gone yet
 	changed chan struct{} // holds a value after a connection was closed or fell idle
 }
 
@@ -97,13 +99,14 @@ func (c *connections) enter(closed <-chan struct{}) bool {
 	}
 }
 
-// tryEnter takes room if there is any. Otherwise it sends the longest idle away, or
-// tells when that is due.
+// tryEnter takes room if there is any. Otherwise it sends the longest idle
+// away, or tells when that is due.
 func (c *connections) tryEnter(now time.Time) (again time.Duration, entered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.open < c.max {
 		c.open++
+		c.leaving = time.Time{}
 		return 0, true
 	}
 	longest := c.idle.Front()
@@ -111,12 +114,12 @@ func (c *connections) tryEnter(now time.Time) (again time.Duration, entered bool
 		return time.Minute, false // changed comes first
 	}
 	it := longest.Value.(*client)
-	if early := settled - now.Sub(it.since); early > 0 {
+	if early := settled - min(now.Sub(it.since), now.Sub(c.leaving)); early > 0 {
 		return early, false
 	}
 	// The server closes it, unless a request has just been read after all.
 	_ = it.SetReadDeadline(now)
-	it.since = now
+	it.since, c.leaving = now, now
 	c.idle.MoveToBack(longest)
 	return settled, false
 }

@@ -34,7 +34,7 @@ func tuneRuntime(environ map[string]string, limit int64) int64 {
 	if environ["GOMAXPROCS"] == "" {
 		runtime.GOMAXPROCS(processors)
 	}
-	forGo := max(limit/2, limit/100*(100-reservePercent)-programMemory)
+	forGo := memoryForGo(limit)
 	if environ["GOMEMLIMIT"] == "" && limit > 0 {
 		debug.SetMemoryLimit(forGo)
 	}
@@ -45,6 +45,11 @@ func tuneRuntime(environ map[string]string, limit int64) int64 {
 		forGo = lower(forGo, set)
 	}
 	return forGo
+}
+
+// memoryForGo is the part of a container's memory that is left for Go.
+func memoryForGo(limit int64) int64 {
+	return max(limit/2, limit/100*(100-reservePercent)-programMemory)
 }
 
 // memoryLimit reads the memory limit of the control group that we run in, of

@@ -24,3 +24,22 @@ func TestMemoryLimit(t *testing.T) {
 		}
 	}
 }
+
+// Outside of containers groups are nested, and the strictest limit holds.
+func TestMemoryLimitOfNestedGroups(t *testing.T) {
+	for _, tt := range []struct{ version, groups, folder, file string }{
+		{"1", "5:devices:/x\n4:cpu,memory:/a/b\n0::/\n", "sys/fs/cgroup/memory", "memory.limit_in_bytes"},
+		{"2", "0::/a/b\n", "sys/fs/cgroup", "memory.max"},
+	} {
+		root := fstest.MapFS{"proc/self/cgroup": {Data: []byte(tt.groups)}}
+		for _, limit := range []struct {
+			group, is string
+			want      int64
+		}{{"", "max", 0}, {"/a/b", "300", 300}, {"/a", "200", 200}, {"/x", "100", 200}, {"/a/b", "150", 150}} {
+			root[tt.folder+limit.group+"/"+tt.file] = &fstest.MapFile{Data: []byte(limit.is)}
+			if got := memoryLimit(root); got != limit.want {
+				t.Errorf("version %s with %s at %q: got %d, want %d", tt.version, limit.is, limit.group, got, limit.want)
+			}
+		}
+	}
+}

@@ -39,7 +39,7 @@ func TestScript(t *testing.T) {
 		Setup: setup,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "term": term, "waitfor": waitFor, "http": doHTTP, "nosecrets": noSecrets,
-			"example": useExample, "provider": provider, "inflight": inFlight, "answered": answered, "until-token": untilToken, "until": until,
+			"example": useExample, "provider": provider, "inflight": inFlight, "answered": answered, "until-token": untilToken, "until": until, "idle": idle,
 		},
 	})
 }
@@ -258,6 +258,17 @@ func inFlight(ts *testscript.TestScript, _ bool, args []string) {
 		w.inFlight <- fmt.Sprint(answer, err)
 	}()
 	<-w.reached
+}
+
+// idle N ADDRESS makes that many connections, and leaves them alone.
+func idle(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	for range n {
+		conn, err := net.Dial("tcp", args[1])
+		ts.Check(err)
+		ts.Defer(func() { _ = conn.Close() })
+	}
 }
 
 // answered prints the answer to the request sent by inflight.
