@@ -60,6 +60,7 @@ func start(t testing.TB, upstream string, cfg proxy.Config) *sidecar {
 	complaints := &buffer{}
 	s.Config.ErrorLog = log.New(complaints, "", 0)
 	s.Start()
+	s.Client().Transport.(*http.Transport).DisableCompression = true
 	t.Cleanup(func() {
 		s.Close()
 		if transport, ok := cfg.Transport.(*http.Transport); ok {
@@ -99,7 +100,6 @@ func (s *sidecar) send(t testing.TB, method, target string, body io.Reader, head
 	for i := 0; i < len(headers); i += 2 {
 		req.Header.Add(headers[i], headers[i+1])
 	}
-	s.Client().Transport.(*http.Transport).DisableCompression = true
 	resp, err := s.Client().Transport.RoundTrip(req)
 	if err != nil {
 		t.Fatal(err)
