@@ -2,7 +2,7 @@
 //
 //	go run ./examples/figures              # all of them, about half an hour
 //	go run ./examples/figures -list
-//	go run ./examples/figures rotation revoked -soak 1m
+//	go run ./examples/figures -soak 1m rotation soak
 //
 // It builds the real sidecar and runs it as a process of its own, between an
 // application and a provider that live in this one, all on loopback. Each
