@@ -356,3 +356,20 @@ func TestReasonsAreThoseOfTheAnswers(t *testing.T) {
 		t.Errorf("Reasons = %s, %v", got, err)
 	}
 }
+
+// broken is a TokenSource with a fault in the program.
+type broken struct{ tokens }
+
+func (*broken) AccessToken(context.Context) (string, error) { panic(http.ErrAbortHandler) }
+
+func TestAFaultOfOurOwnIsNotTheUpstreams(t *testing.T) {
+	s := start(t, "http://127.0.0.1:1", proxy.Config{Tokens: &broken{}})
+	_, from := s.dial(t, "GET / HTTP/1.1\r\nHost: app\r\n\r\n")
+	if _, err := http.ReadResponse(from, nil); err == nil {
+		t.Error("answered")
+	}
+	s.recorder.wants(t, "GET 0")
+	if got := s.recorder.failed(); got != nil {
+		t.Errorf("failures = %q", got)
+	}
+}

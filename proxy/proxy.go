@@ -105,7 +105,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	observed := &response{ResponseWriter: w}
 	aborted := true
 	defer func() { // also when ReverseProxy aborts the connection by a panic
-		if aborted && observed.status != statusClientGone && r.Context().Err() == nil {
+		if begun := observed.status != 0 && observed.status != statusClientGone; aborted && begun && r.Context().Err() == nil {
 			h.recorder.RequestFailed(reasonBrokeOff)
 			h.log.Warn("the upstream broke off its answer", zap.Int("status", observed.status))
 		}
