@@ -1,7 +1,7 @@
 // Package cluster tests the chart, the image and the examples on a real
 // Kubernetes: .ci/kubernetes/node starts one, with the images in it, and runs
 //
-//	go test ./.ci/cluster
+//	go test -run 'Lifecycle|Installed' ./.ci/cluster
 //
 // Each script has a namespace of its own, which enforces the Pod Security
 // standard "restricted", with the quickstart's demo served at http://demo.
@@ -31,6 +31,10 @@ func TestInstalled(t *testing.T) {
 	defer helm(t, "uninstall", "token-sidecar", "--namespace", "token-sidecar", "--wait")
 	run(t, "testdata/installed")
 }
+
+// TestOldest needs no more than the API server of the oldest Kubernetes that
+// the chart supports: .ci/kubernetes/apiserver starts it.
+func TestOldest(t *testing.T) { run(t, "testdata/oldest") }
 
 func helm(t *testing.T, args ...string) {
 	if output, err := exec.Command("helm", args...).CombinedOutput(); err != nil {
@@ -87,7 +91,7 @@ func setup(e *testscript.Env) error {
 	if err := kubectl("create", "namespace", namespace); err != nil {
 		return err
 	}
-	return kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+	return kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted", "pod-security.kubernetes.io/warn=restricted")
 }
 
 // eventually COMMAND ARG... runs a command until it succeeds; with "stdout
