@@ -26,7 +26,7 @@ The sidecar's container, for the list of init containers of a pod:
   "adminPort" $adminPort
   "adminPortName" (ternary "sidecar-admin" (printf "sidecar-%v" $adminPort) (eq (int $adminPort) (int $chart.Values.adminPort)))
   "resources" (.resources | default $chart.Values.resources)
-  "env" (merge (dict) (.env | default dict) $chart.Values.env)
+  "env" (merge (dict) (.env | default dict) ($chart.Values.env | default dict))
   "restartPolicy" "Always") }}
 {{- end }}
 
@@ -43,7 +43,7 @@ env:
   - {name: LISTEN_ADDRESS, value: {{ .listen | quote }}}
   - {name: ADMIN_ADDRESS, value: {{ .admin | quote }}} # the kubelet asks from outside the pod
   {{- range $name, $value := .env }}
-  - {name: {{ $name }}, value: {{ $value | toString | quote }}}
+  - {name: {{ $name }}, value: {{ include "token-sidecar.scalar" $value | quote }}}
   {{- end }}
 ports:
   {{- with .port }}
@@ -95,7 +95,7 @@ projected:
 {{- define "token-sidecar.chart" -}}
 {{- $chart := . -}}
 {{- if ne .Chart.Name "token-sidecar" -}}
-{{- $chart = index .Subcharts "token-sidecar" -}}
+{{- $chart = index .Subcharts "token-sidecar" | required (printf "token-sidecar.container: %s must itself depend on the chart token-sidecar, without an alias" .Chart.Name) -}}
 {{- end -}}
 {{- dict "Values" $chart.Values "Chart" (dict "AppVersion" $chart.Chart.AppVersion) | toJson -}}
 {{- end }}

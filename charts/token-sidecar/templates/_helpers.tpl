@@ -42,3 +42,8 @@ app.kubernetes.io/component: gateway
 {{- if .Values.injection.enabled }}true{{ end }}
 {{- else if .Chart.IsRoot }}true{{ end }}
 {{- end }}
+
+{{- /* A value as it was written. Helm may read a number as a float, which would be printed as 1e+06. */ -}}
+{{- define "token-sidecar.scalar" -}}
+{{- if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
+{{- end }}

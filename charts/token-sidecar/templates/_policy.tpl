@@ -39,9 +39,9 @@ token-sidecar.github.io/
   "image" (list "image" (include "token-sidecar.image" .))
   "port" (list "port" (toString .Values.port))
   "adminPort" (list "admin-port" (toString .Values.adminPort))
-  "cpuRequest" (list "cpu-request" (toString .Values.resources.requests.cpu))
-  "memoryRequest" (list "memory-request" (toString .Values.resources.requests.memory))
-  "memoryLimit" (list "memory-limit" (toString .Values.resources.limits.memory)) }}
+  "cpuRequest" (list "cpu-request" (include "token-sidecar.scalar" .Values.resources.requests.cpu))
+  "memoryRequest" (list "memory-request" (include "token-sidecar.scalar" .Values.resources.requests.memory))
+  "memoryLimit" (list "memory-limit" (include "token-sidecar.scalar" .Values.resources.limits.memory)) }}
 - name: {{ $variable }}
   expression: variables.annotations[?'{{ $annotation }}{{ first $setting }}'].orValue('{{ last $setting }}')
 {{- end }}
