@@ -14,14 +14,19 @@
 {{- end }}
 
 {{- define "token-sidecar.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 }}
-app.kubernetes.io/name: {{ include "token-sidecar.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .Release.Service }}
-{{- with .Values.labels }}
-{{ toYaml . }}
+{{- include "token-sidecar.labelsAnd" (list . dict) }}
 {{- end }}
+
+{{- /* Labels with those of one object, each name once. None takes the place of what selects pods. */ -}}
+{{- define "token-sidecar.labelsAnd" -}}
+{{- $chart := first . -}}
+{{- merge (dict
+  "helm.sh/chart" (printf "%s-%s" $chart.Chart.Name $chart.Chart.Version | replace "+" "_" | trunc 63)
+  "app.kubernetes.io/name" (include "token-sidecar.name" $chart)
+  "app.kubernetes.io/instance" $chart.Release.Name
+  "app.kubernetes.io/version" $chart.Chart.AppVersion
+  "app.kubernetes.io/managed-by" $chart.Release.Service)
+  (last . | default dict) ($chart.Values.labels | default dict) | toYaml }}
 {{- end }}
 
 {{- define "token-sidecar.gateway.selectorLabels" -}}
