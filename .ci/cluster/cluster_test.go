@@ -61,6 +61,10 @@ func setup(e *testscript.Env) error {
 	if err != nil {
 		return err
 	}
+	kubectlPath, err := exec.LookPath("kubectl")
+	if err != nil {
+		return err
+	}
 	namespace := strings.TrimPrefix(filepath.Base(e.WorkDir), "script-")
 	config, err := os.ReadFile(os.Getenv("KUBECONFIG"))
 	if err != nil {
@@ -72,7 +76,8 @@ func setup(e *testscript.Env) error {
 		return err
 	}
 	for name, value := range map[string]string{
-		"KUBECONFIG": kubeconfig, "NAMESPACE": namespace, "HELM_NAMESPACE": namespace, "HOME": e.WorkDir, "ROOT": root,
+		"KUBECONFIG": kubeconfig, "NAMESPACE": namespace, "HELM_NAMESPACE": namespace, "HOME": e.WorkDir, "PATH": os.Getenv("PATH"), "CONTAINERD_NAMESPACE": "k8s.io",
+		"CRDS": filepath.Join(kubectlPath, "../../crds"), "ROOT": root,
 		"CHART": filepath.Join(root, "charts/token-sidecar"), "MANIFESTS": filepath.Join(root, ".ci/cluster/testdata"),
 	} {
 		e.Setenv(name, value)
@@ -85,9 +90,6 @@ func setup(e *testscript.Env) error {
 		return err
 	}
 	e.Defer(func() { _ = kubectl("delete", "namespace", namespace, "--wait=false") })
-	for _, name := range []string{"PATH", "CONTAINERD_ADDRESS", "CONTAINERD_NAMESPACE"} {
-		e.Setenv(name, os.Getenv(name))
-	}
 	if err := kubectl("create", "namespace", namespace); err != nil {
 		return err
 	}
@@ -105,16 +107,25 @@ func eventually(ts *testscript.TestScript, neg bool, args []string) {
 		pattern = regexp.MustCompile("(?m)" + args[1])
 		args = args[3:]
 	}
-	for deadline := time.Now().Add(patience); ; time.Sleep(250 * time.Millisecond) {
-		err := ts.Exec(args[0], args[1:]...)
-		output := ts.ReadFile("stdout")
-		if err == nil && pattern.MatchString(output) {
-			return
-		}
+	deadline := time.Now().Add(patience)
+	for output, err := quietly(ts, args); err != nil || !pattern.Match(output); output, err = quietly(ts, args) {
 		if time.Now().After(deadline) {
-			ts.Fatalf("after %v still %v: %s", patience, err, strings.Join(args, " "))
+			ts.Check(ts.Exec(args[0], args[1:]...))
+			ts.Fatalf("this has lasted for %v", patience)
 		}
+		time.Sleep(250 * time.Millisecond)
 	}
+	ts.Check(ts.Exec(args[0], args[1:]...))
+}
+
+// quietly runs a command as exec does, but does not log it.
+func quietly(ts *testscript.TestScript, args []string) ([]byte, error) {
+	command := exec.Command(args[0], args[1:]...)
+	command.Dir = ts.MkAbs(".")
+	for _, name := range []string{"KUBECONFIG", "PATH", "HOME", "NAMESPACE", "KINDS"} {
+		command.Env = append(command.Env, name+"="+ts.Getenv(name))
+	}
+	return command.Output()
 }
 
 // example FILE applies a manifest of examples/kubernetes, with the images that
