@@ -43,6 +43,7 @@ type config struct {
 	TokenHeaders         tokencache.Secret `env:"TOKEN_HEADERS,unset" help:"Further headers of every token request, written like TOKEN_PARAMETERS."`
 	TokenHeadersFile     string            `env:"TOKEN_HEADERS_FILE" help:"A file that holds TOKEN_HEADERS instead."`
 	RefreshURL           endpointURL       `env:"REFRESH_URL" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`
+	RevocationURL        endpointURL       `env:"REVOCATION_URL" help:"Where tokens are revoked (RFC 7009) when the sidecar ends, for two seconds at most. By default they are left to expire."`
 	RefreshClientAuth    bool              `env:"REFRESH_CLIENT_AUTH" envDefault:"true" help:"Whether the client proves itself when it refreshes, as RFC 6749 demands. Some servers want the refresh token alone."`
 	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
 	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL,unset" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
@@ -62,6 +63,9 @@ type config struct {
 
 	ListenAddress string `env:"LISTEN_ADDRESS" envDefault:"127.0.0.1:8080" help:"Where the app sends its requests to."`
 	AdminAddress  string `env:"ADMIN_ADDRESS" envDefault:"127.0.0.1:9090" help:"Where /livez, /readyz, /startupz and /metrics are served."`
+
+	AllowRemoteClients bool `env:"ALLOW_REMOTE_CLIENTS" envDefault:"false" help:"Permits a LISTEN_ADDRESS beyond loopback. Whoever reaches it acts with your credentials."`
+	AllowPlainHTTP     bool `env:"ALLOW_PLAIN_HTTP" envDefault:"false" help:"Permits http:// to other machines, for UPSTREAM_URL, TOKEN_URL, REFRESH_URL and REVOCATION_URL. Whoever is on the way reads the credentials."`
 
 	UpstreamConnectTimeout  time.Duration `env:"UPSTREAM_CONNECT_TIMEOUT" envDefault:"5s" help:"The most that a connection to the upstream may take to come about."`
 	UpstreamResponseTimeout time.Duration `env:"UPSTREAM_RESPONSE_TIMEOUT" envDefault:"0" help:"The most that the upstream may take to begin its answer; 0: no limit."`
@@ -123,6 +127,7 @@ func (c *config) validate(f faults) {
 	c.UpstreamProxyURL.fromFile(f, c.UpstreamProxyURLFile, "UPSTREAM_PROXY_URL_FILE")
 	c.parameters(f)
 	c.headers(f)
+	c.permissions(f)
 	for _, r := range c.Resource {
 		u, err := url.Parse(r)
 		f.unless(err == nil && u.IsAbs() && !strings.Contains(r, "#"), "RESOURCE", "want absolute URIs without fragment, separated by commas")
@@ -226,8 +231,19 @@ func fromFile(f faults, value *tokencache.Secret, path, name string) {
 	*value = content
 }
 
-// An endpointURL is an absolute http or https URL.
+// An endpointURL is an absolute http or https URL. It prints without its
+// query, which may hold a secret.
 type endpointURL struct{ *url.URL }
+
+func (e endpointURL) String() string {
+	if e.URL == nil {
+		return ""
+	}
+	return (&url.URL{Scheme: e.Scheme, Host: e.Host, Path: e.Path, RawPath: e.RawPath}).String()
+}
+
+// MarshalText is how JSON and zap print it.
+func (e endpointURL) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
 
 func (e *endpointURL) UnmarshalText(text []byte) error {
 	u, err := url.Parse(string(text))
@@ -372,19 +388,32 @@ type configError struct{ text string }
 func (e *configError) Error() string { return e.text }
 
 // A variable documents itself: its name, default and meaning.
-type variable struct{ field, name, defaultValue, help string }
+type variable struct {
+	field, name, defaultValue, help string
+	secret                          bool // it is taken out of the environment
+}
 
 // variables lists the configuration in the order of the struct.
 func variables() []variable {
 	var all []variable
 	for field := range reflect.TypeFor[config]().Fields() {
-		name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+		name, option, _ := strings.Cut(field.Tag.Get("env"), ",")
 		if name == "" {
 			continue
 		}
-		all = append(all, variable{field.Name, name, field.Tag.Get("envDefault"), field.Tag.Get("help")})
+		all = append(all, variable{field.Name, name, field.Tag.Get("envDefault"), field.Tag.Get("help"), option == "unset"})
 	}
 	return all
+}
+
+func secretVariables() []string {
+	var names []string
+	for _, v := range variables() {
+		if v.secret {
+			names = append(names, v.name)
+		}
+	}
+	return names
 }
 
 func variableOf(field string) string {

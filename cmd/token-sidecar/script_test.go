@@ -25,9 +25,10 @@ import (
 	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"token-sidecar": main})
-}
+// programs are those that tests can run as processes of their own.
+var programs = map[string]func(){"token-sidecar": main}
+
+func TestMain(m *testing.M) { testscript.Main(m, programs) }
 
 const canary = "s3cr:et/+&=% x"
 
