@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -103,6 +104,7 @@ func (a *app) counted(next http.Handler) http.Handler {
 func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.Client {
 	cfg := a.cfg
 	secret := func() (tokencache.Secret, error) { return cfg.ClientSecret, nil }
+	parameters, header := cfg.parameters(faults{}), cfg.headers(faults{})
 	if a.secret != nil {
 		secret = a.secret.read
 	}
@@ -117,8 +119,8 @@ func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.
 		Scope:              cfg.Scope,
 		Audience:           cfg.Audience,
 		Resource:           cfg.Resource,
-		Parameters:         cfg.parameters(faults{}),
-		Header:             cfg.headers(faults{}),
+		Parameters:         func() url.Values { return parameters },
+		Header:             func() http.Header { return header },
 		Expiry: grant.ExpiryRule{
 			Format:     cfg.ExpiresInFormat,
 			Default:    cfg.DefaultLifetime,

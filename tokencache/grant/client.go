@@ -15,6 +15,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -50,7 +51,9 @@ type Recorder interface {
 	ClockSkew(ahead time.Duration)
 }
 
-// Config describes one OAuth 2.0 client at one authorization server.
+// Config describes one OAuth 2.0 client at one authorization server. What may
+// be secret in it is behind functions, of which nothing can print more than
+// the address.
 type Config struct {
 	TokenURL   *url.URL
 	RefreshURL *url.URL // nil: TokenURL
@@ -73,9 +76,9 @@ type Config struct {
 	Scope    string
 	Audience string
 	Resource []string
-	// Parameters and Header are added to every request.
-	Parameters url.Values
-	Header     http.Header
+	// Parameters and Header are added to every request; nil: none.
+	Parameters func() url.Values
+	Header     func() http.Header
 
 	Expiry  ExpiryRule
 	Timeout time.Duration // of one request; 0: defaultTimeout
@@ -85,9 +88,20 @@ type Config struct {
 	Recorder  Recorder          // nil: none
 }
 
+// Format implements [fmt.Formatter], for the URLs may hold secrets in their queries.
+func (c Config) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "client %s at %s", c.ClientID, publicURL(c.TokenURL))
+}
+
+// MarshalText is how JSON and zap print it.
+func (c Config) MarshalText() ([]byte, error) { return fmt.Append(nil, c), nil }
+
 // Client asks for tokens. It implements [tokencache.Grants] and is safe for
 // concurrent use.
 type Client struct{ cfg Config }
+
+// Format implements [fmt.Formatter], as Config does.
+func (c *Client) Format(f fmt.State, verb rune) { c.cfg.Format(f, verb) }
 
 // New returns a Client. TokenURL must be set, and ClientSecret unless Auth
 // makes no use of it.
@@ -96,6 +110,12 @@ func New(cfg Config) *Client {
 	cfg.Timeout = cmp.Or(cfg.Timeout, defaultTimeout)
 	if cfg.ClientSecret == nil {
 		cfg.ClientSecret = func() (tokencache.Secret, error) { return tokencache.Secret{}, nil }
+	}
+	if cfg.Parameters == nil {
+		cfg.Parameters = func() url.Values { return nil }
+	}
+	if cfg.Header == nil {
+		cfg.Header = func() http.Header { return nil }
 	}
 	if cfg.Auth == nil {
 		cfg.Auth = ClientSecretPost
@@ -189,10 +209,10 @@ func (c *Client) exchange(ctx context.Context, endpoint *url.URL, grantType stri
 
 func (c *Client) request(grantType string, params url.Values, authenticate bool) (http.Header, []byte, error) {
 	header := http.Header{}
-	for name, values := range c.cfg.Header {
+	for name, values := range c.cfg.Header() {
 		header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
 	}
-	for name, values := range c.cfg.Parameters {
+	for name, values := range c.cfg.Parameters() {
 		params[name] = values
 	}
 	params.Set("grant_type", grantType)
@@ -301,5 +321,8 @@ func splitScope(s string) []string {
 // publicURL is u as it may be shown: without user, query and fragment, which
 // may hold secrets.
 func publicURL(u *url.URL) string {
+	if u == nil {
+		return ""
+	}
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }

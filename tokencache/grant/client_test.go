@@ -233,10 +233,9 @@ func TestTheQueryOfTheTokenURLIsKept(t *testing.T) { // RFC 6749 section 3.2
 }
 
 func TestExtraParametersAndHeadersAreInEveryRequest(t *testing.T) {
-	cfg := Config{
-		Parameters: url.Values{"account_id": {"1"}, "grant_type": {"password"}, "list": {"a", "b"}},
-		Header:     http.Header{"x-tenant": {"one", "two"}, "content-type": {"text/plain"}, "Accept": {"*/*"}},
-	}
+	parameters := url.Values{"account_id": {"1"}, "grant_type": {"password"}, "list": {"a", "b"}}
+	header := http.Header{"x-tenant": {"one", "two"}, "content-type": {"text/plain"}, "Accept": {"*/*"}}
+	cfg := Config{Parameters: func() url.Values { return parameters }, Header: func() http.Header { return header }}
 	for _, grantType := range bothGrants {
 		got := sent(t, cfg, grantType)
 		values, _ := url.ParseQuery(got.Body)
@@ -254,8 +253,8 @@ func TestExtraParametersAndHeadersAreInEveryRequest(t *testing.T) {
 			}
 		}
 	}
-	if got, want := len(cfg.Header)+len(cfg.Parameters), 6; got != want {
-		t.Errorf("the configuration was changed: %v", cfg)
+	if got, want := len(header)+len(parameters), 6; got != want {
+		t.Errorf("the configuration was changed: %v %v", header, parameters)
 	}
 }
 
@@ -495,7 +494,10 @@ func TestAdminV3(t *testing.T) {
 
 func TestAClientServesManyAtOnce(t *testing.T) {
 	srv := &granttest.Server{ClientID: testID, ClientSecret: testSecret}
-	cfg := Config{Parameters: url.Values{"resource": {"https://a.test"}}, Header: http.Header{"X-Tenant": {"one"}}, Resource: []string{"https://b.test"}}
+	parameters, header := url.Values{"resource": {"https://a.test"}}, http.Header{"X-Tenant": {"one"}}
+	cfg := Config{
+		Parameters: func() url.Values { return parameters }, Header: func() http.Header { return header }, Resource: []string{"https://b.test"},
+	}
 	c := clientOf(t, serve(t, srv)+"/oauth/token", cfg)
 	var wg sync.WaitGroup
 	for range 20 {

@@ -492,19 +492,16 @@ func TestNeitherErrorsNorLogsHoldASecret(t *testing.T) {
 					for _, address := range addresses {
 						c := clientOf(t, address+"/oauth/token?key="+url.QueryEscape(query), Config{
 							Auth: auth, Encoding: encoding, Log: zap.New(core), Scope: "read",
-							Parameters: url.Values{"password": {pass}}, Header: http.Header{"X-Key": {query}},
+							Parameters: func() url.Values { return url.Values{"password": {pass}} },
+							Header:     func() http.Header { return http.Header{"X-Key": {query}} },
 						})
+						check(t, "the configuration", printed(c, c.cfg, &c.cfg, []Config{c.cfg})+fmt.Sprintf("%v %+v %#v", *c, *c, *c))
 						for _, grantType := range bothGrants {
 							srv.Script(fault)
 							token, err := ask(t.Context(), c, grantType)
 							zap.New(core).Info("outcome", zap.Error(err), zap.Any("error", err), zap.Any("token", token))
 							if e, ok := errors.AsType[*Error](err); ok {
-								for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
-									check(t, verb, fmt.Sprintf(verb, err))
-									check(t, verb+" of what it points to", fmt.Sprintf(verb, *e))
-								}
-								asJSON, _ := json.Marshal(err)
-								check(t, "JSON", string(asJSON))
+								check(t, "the error", printed(err, *e))
 							}
 						}
 					}
@@ -521,6 +518,20 @@ func TestNeitherErrorsNorLogsHoldASecret(t *testing.T) {
 		check(t, "the log", line.String())
 		check(t, "the log", fmt.Sprintf("%+v", entry.ContextMap()))
 	}
+}
+
+// printed is all that can be made of values by printing them.
+func printed(values ...any) string {
+	var b strings.Builder
+	for _, v := range values {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
+			fmt.Fprintf(&b, verb, v)
+		}
+		_ = json.NewEncoder(&b).Encode(v)
+		line, _ := zapcore.NewJSONEncoder(zapcore.EncoderConfig{}).EncodeEntry(zapcore.Entry{}, []zap.Field{zap.Any("a", v), zap.Reflect("r", v)})
+		b.Write(line.Bytes())
+	}
+	return b.String()
 }
 
 // spellings are the ways in which the values may turn up in a text.
