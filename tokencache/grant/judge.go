@@ -52,6 +52,16 @@ var clientCodes = []string{"invalid_client", "unauthorized_client", "incorrect_c
 
 const adviceDPoP = "the server demands DPoP (RFC 9449), which a bearer token cannot satisfy: have bearer tokens enabled for this client"
 
+// notBearer are the types of token that demand more of the client than to send
+// them. Servers have many names for a bearer token ("BearerToken",
+// "Application Access Token"), so only these are refused.
+var notBearer = map[string]string{
+	"dpop": adviceDPoP,
+	"mac":  "the token is a MAC token, with which every request would have to be signed: have bearer tokens enabled for this client",
+	"pop":  "the token is bound to a key, which every request would have to prove: have bearer tokens enabled for this client",
+	"n_a":  "the token is not an access token (RFC 8693 section 2.2.1): ask for one by TOKEN_PARAMETERS",
+}
+
 func (l location) judgeSuccess(a answer, f fields, malformed error) error {
 	// A refresh so answered may have been carried out, so its token may be spent.
 	bad := func(advice string) error {
@@ -74,8 +84,9 @@ func (l location) judgeSuccess(a answer, f fields, malformed error) error {
 		return bad("the answer holds no access_token")
 	case !usableToken(f.text("access_token")):
 		return bad("the access_token holds characters that no header may, or is longer than 16 KiB")
-	case !bearer(f.text("token_type")):
-		return l.error(a.status, reasonTokenType, "the token is not a bearer token: have bearer tokens enabled for this client", l.rejected())
+	}
+	if advice := notBearer[strings.ToLower(f.text("token_type"))]; advice != "" {
+		return l.error(a.status, reasonTokenType, advice, l.rejected())
 	}
 	return nil
 }
@@ -117,13 +128,6 @@ func usableToken(token string) bool {
 	return len(token) <= maxToken && !strings.ContainsFunc(token, func(r rune) bool {
 		return r <= ' ' || r >= 0x7f || r == ',' || r == '"' || r == '\\'
 	})
-}
-
-// bearer reports whether a token of this token_type is sent as a bearer token.
-// Servers have many names for that ("BearerToken", "Application Access
-// Token"), so only the schemes that demand more of the client are refused.
-func bearer(tokenType string) bool {
-	return !slices.Contains([]string{"dpop", "mac", "pop", "n_a"}, strings.ToLower(tokenType))
 }
 
 // tlsCause names the failures that an operator can act on.
