@@ -58,9 +58,10 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	if cfg.ClientSecretFile != "" {
 		a.secret = &secretFile{path: cfg.ClientSecretFile}
 	}
+	client := a.newClient(tokenTransport, m)
 	unrepeatable := &proxy.InFlight{}
-	a.cache = tokencache.New(tokencache.Config{
-		Grants:        grant.WithBreaker(a.newClient(tokenTransport, m), m.BreakerChanged),
+	cache := tokencache.Config{
+		Grants:        grant.WithBreaker(client, m.BreakerChanged),
 		Wait:          cfg.TokenWait,
 		Window:        cfg.RefreshWindow,
 		Leeway:        cfg.ExpiryLeeway,
@@ -70,7 +71,11 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		FullGrantOnly: cfg.Rotation == rotationOverlap,
 		Log:           log,
 		Recorder:      m,
-	})
+	}
+	if cfg.RevocationURL.URL != nil {
+		cache.Revoke = client.Revoke
+	}
+	a.cache = tokencache.New(cache)
 	a.proxy = server(log, a.counted(proxy.New(proxy.Config{
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
@@ -111,6 +116,7 @@ func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.
 	return grant.New(grant.Config{
 		TokenURL:           cfg.TokenURL.URL,
 		RefreshURL:         cfg.RefreshURL.URL,
+		RevocationURL:      cfg.RevocationURL.URL,
 		ClientID:           cfg.ClientID,
 		ClientSecret:       secret,
 		Auth:               cfg.ClientAuthMethod.ClientAuth,

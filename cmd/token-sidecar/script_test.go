@@ -67,11 +67,14 @@ func setup(e *testscript.Env) error {
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		provider := w.provider.Load()
-		if r.URL.Path == "/slow" {
+		switch r.URL.Path {
+		case "/slow":
 			provider.Protect(slow).ServeHTTP(rw, r)
-			return
+		case "/oauth/revoke":
+			provider.RevocationEndpoint().ServeHTTP(rw, r)
+		default:
+			provider.ServeHTTP(rw, r)
 		}
-		provider.ServeHTTP(rw, r)
 	}))
 	e.Defer(server.Close)
 	e.Values["world"] = w
@@ -255,6 +258,8 @@ func provider(ts *testscript.TestScript, _ bool, args []string) {
 		w.provider.Load().Revoke()
 	case "release":
 		close(w.slow)
+	case "forgot": // what a client has had revoked
+		_, _ = fmt.Fprintln(ts.Stdout(), w.provider.Load().Stats().Revoked)
 	default:
 		ts.Fatalf("no mood %s", args[0])
 	}

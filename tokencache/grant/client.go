@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -55,8 +56,9 @@ type Recorder interface {
 // be secret in it is behind functions, of which nothing can print more than
 // the address.
 type Config struct {
-	TokenURL   *url.URL
-	RefreshURL *url.URL // nil: TokenURL
+	TokenURL      *url.URL
+	RefreshURL    *url.URL // nil: TokenURL
+	RevocationURL *url.URL // nil: Revoke does nothing
 
 	ClientID string
 	// ClientSecret is called for every request, so that a secret replaced
@@ -158,7 +160,7 @@ func NewTransport(proxy func(*http.Request) (*url.URL, error)) *http.Transport {
 
 // ClientCredentials performs the full grant.
 func (c *Client) ClientCredentials(ctx context.Context) (tokencache.Token, error) {
-	params := url.Values{}
+	params := url.Values{"grant_type": {clientCredentials}}
 	setUnlessEmpty(params, "scope", c.cfg.Scope)
 	setUnlessEmpty(params, "audience", c.cfg.Audience)
 	for _, r := range c.cfg.Resource {
@@ -170,7 +172,7 @@ func (c *Client) ClientCredentials(ctx context.Context) (tokencache.Token, error
 // RefreshToken exchanges a refresh token for a new pair. If the server sends
 // no new refresh token the old one goes on (RFC 6749 section 6).
 func (c *Client) RefreshToken(ctx context.Context, old tokencache.Secret) (tokencache.Token, error) {
-	params := url.Values{"refresh_token": {old.Reveal()}}
+	params := url.Values{"grant_type": {refreshToken}, "refresh_token": {old.Reveal()}}
 	token, err := c.exchange(ctx, c.cfg.RefreshURL, refreshToken, params, !c.cfg.RefreshWithoutAuth)
 	if err == nil && token.Refresh.IsZero() {
 		token.Refresh = old
@@ -188,7 +190,7 @@ func (c *Client) exchange(ctx context.Context, endpoint *url.URL, grantType stri
 	at := location{endpoint: publicURL(endpoint), grantType: grantType}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
-	header, body, err := c.request(grantType, params, authenticate)
+	header, body, err := c.request(params, authenticate)
 	if err != nil {
 		return tokencache.Token{}, at.secretUnreadable()
 	}
@@ -207,15 +209,16 @@ func (c *Client) exchange(ctx context.Context, endpoint *url.URL, grantType stri
 	return c.token(fields, sent, now), nil
 }
 
-func (c *Client) request(grantType string, params url.Values, authenticate bool) (http.Header, []byte, error) {
+func (c *Client) request(own url.Values, authenticate bool) (http.Header, []byte, error) {
 	header := http.Header{}
 	for name, values := range c.cfg.Header() {
 		header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
 	}
-	for name, values := range c.cfg.Parameters() {
-		params[name] = values
+	params := maps.Clone(c.cfg.Parameters())
+	if params == nil {
+		params = url.Values{}
 	}
-	params.Set("grant_type", grantType)
+	maps.Copy(params, own)
 	if authenticate {
 		secret, err := c.cfg.ClientSecret()
 		if err != nil {
