@@ -105,3 +105,5 @@ func (s *startedBinary) untilReady(t *testing.T) {
 		return err == nil && strings.HasPrefix(answer, "200 ")
 	})
 }
+
+func matches(pattern, text string) bool { return regexp.MustCompile(pattern).MatchString(text) }

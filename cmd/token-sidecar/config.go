@@ -30,9 +30,9 @@ type config struct {
 	TokenURL    endpointURL `env:"TOKEN_URL" help:"The authorization server's token endpoint. Required."`
 
 	ClientID         string            `env:"CLIENT_ID" help:"The OAuth 2.0 client. Required."`
-	ClientSecret     tokencache.Secret `env:"CLIENT_SECRET,unset" help:"Its secret. This or CLIENT_SECRET_FILE is required, unless CLIENT_AUTH_METHOD=none."`
+	ClientSecret     tokencache.Secret `env:"CLIENT_SECRET,unset" help:"Its secret. This or CLIENT_SECRET_FILE is required, unless CLIENT_AUTH_METHOD is none or tls_client_auth."`
 	ClientSecretFile string            `env:"CLIENT_SECRET_FILE" help:"A file that holds the secret instead. It is read anew for every token request, so the secret can be rotated in place."`
-	ClientAuthMethod clientAuth        `env:"CLIENT_AUTH_METHOD" envDefault:"client_secret_post" help:"How the client proves itself: client_secret_post, client_secret_basic (form-encoded, as RFC 6749 has it), client_secret_basic_raw (not encoded) or none."`
+	ClientAuthMethod clientAuth        `env:"CLIENT_AUTH_METHOD" envDefault:"client_secret_post" help:"How the client proves itself: client_secret_post, client_secret_basic (form-encoded, as RFC 6749 has it), client_secret_basic_raw (not encoded), tls_client_auth (RFC 8705, by TOKEN_CERT_FILE) or none."`
 
 	TokenRequestEncoding grant.Encoding    `env:"TOKEN_REQUEST_ENCODING" envDefault:"form" help:"The body of token requests: form or json."`
 	Scope                string            `env:"SCOPE" help:"The scope to ask for."`
@@ -48,6 +48,9 @@ type config struct {
 	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
 	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL,unset" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
 	TokenProxyURLFile    string            `env:"TOKEN_PROXY_URL_FILE" help:"A file that holds TOKEN_PROXY_URL instead, if there is a password in it."`
+	TokenCAFile          string            `env:"TOKEN_CA_FILE" help:"A bundle of CA certificates (PEM). They alone may vouch for the token endpoint then, in place of the system's. Read again when it changes, as are the other certificates and keys."`
+	TokenCertFile        string            `env:"TOKEN_CERT_FILE" help:"A client certificate, with its chain (PEM), to show the token endpoint: for CLIENT_AUTH_METHOD=tls_client_auth, or beside a secret."`
+	TokenKeyFile         string            `env:"TOKEN_KEY_FILE" help:"Its private key (PEM, not encrypted)."`
 
 	ExpiresInFormat grant.Format  `env:"EXPIRES_IN_FORMAT" envDefault:"auto" help:"What the number in expires_in means: seconds or milliseconds to live, unix or unix_ms for the time of expiry, auto to tell seconds from Unix times by size, ignore."`
 	DefaultLifetime time.Duration `env:"DEFAULT_LIFETIME" envDefault:"10m" help:"The life assumed of a token if the server tells nothing credible."`
@@ -72,6 +75,9 @@ type config struct {
 	UpstreamIdleTimeout     time.Duration `env:"UPSTREAM_IDLE_TIMEOUT" envDefault:"4s" help:"How long an idle connection to the upstream is kept. It must be less than the upstream keeps it for, or requests will meet closing connections."`
 	UpstreamProxyURL        proxyURL      `env:"UPSTREAM_PROXY_URL,unset" help:"A proxy for requests to the upstream, written like TOKEN_PROXY_URL."`
 	UpstreamProxyURLFile    string        `env:"UPSTREAM_PROXY_URL_FILE" help:"A file that holds UPSTREAM_PROXY_URL instead, if there is a password in it."`
+	UpstreamCAFile          string        `env:"UPSTREAM_CA_FILE" help:"A bundle of CA certificates (PEM) that alone may vouch for the upstream, like TOKEN_CA_FILE."`
+	UpstreamCertFile        string        `env:"UPSTREAM_CERT_FILE" help:"A client certificate, with its chain (PEM), to show the upstream."`
+	UpstreamKeyFile         string        `env:"UPSTREAM_KEY_FILE" help:"Its private key (PEM, not encrypted)."`
 
 	ShutdownDelay  time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0" help:"After SIGTERM, how long to go on serving while /readyz already says no, so that a load balancer can notice."`
 	MaxInFlight    int           `env:"MAX_IN_FLIGHT" help:"The most requests that are served at a time; more are answered 503 at once. By default what the limits of memory and of open files allow."`
@@ -128,6 +134,8 @@ func (c *config) validate(f faults) {
 	c.parameters(f)
 	c.headers(f)
 	c.permissions(f)
+	c.tokenTLS().check(f, "TOKEN")
+	c.upstreamTLS().check(f, "UPSTREAM")
 	for _, r := range c.Resource {
 		u, err := url.Parse(r)
 		f.unless(err == nil && u.IsAbs() && !strings.Contains(r, "#"), "RESOURCE", "want absolute URIs without fragment, separated by commas")
@@ -160,14 +168,22 @@ func (c *config) validate(f faults) {
 func (c *config) validateSecret(f faults) {
 	switch {
 	case c.ClientAuthMethod.name == "none":
+	case c.ClientAuthMethod.name == "tls_client_auth":
+		f.unless(c.TokenCertFile != "", "TOKEN_CERT_FILE", "is required for CLIENT_AUTH_METHOD=tls_client_auth, and so is TOKEN_KEY_FILE")
 	case c.ClientSecret.IsZero() && c.ClientSecretFile == "":
-		f.add("CLIENT_SECRET", "is required, or CLIENT_SECRET_FILE, unless CLIENT_AUTH_METHOD=none")
+		f.add("CLIENT_SECRET", "is required, or CLIENT_SECRET_FILE, unless CLIENT_AUTH_METHOD is none or tls_client_auth")
 	case !c.ClientSecret.IsZero() && c.ClientSecretFile != "":
 		f.add("CLIENT_SECRET_FILE", "is set beside CLIENT_SECRET: set one of them")
 	case c.ClientSecretFile != "":
 		_, err := readSecret(c.ClientSecretFile)
 		f.unless(err == nil, "CLIENT_SECRET_FILE", fmt.Sprint(err))
 	}
+}
+
+func (c *config) tokenTLS() tlsFiles { return tlsFiles{c.TokenCAFile, c.TokenCertFile, c.TokenKeyFile} }
+
+func (c *config) upstreamTLS() tlsFiles {
+	return tlsFiles{c.UpstreamCAFile, c.UpstreamCertFile, c.UpstreamKeyFile}
 }
 
 // reservedParameters are those that the grants set themselves; RFC 6749

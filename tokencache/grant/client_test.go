@@ -169,6 +169,7 @@ func TestEachMethodOfClientAuthentication(t *testing.T) {
 		"client_secret_basic": {basic("id%2F7", "s3cr%3Aet%2F%2B%26%3D%25+x"),
 			params("grant_type", "client_credentials")},
 		"client_secret_basic_raw": {basic(testID, testSecret), params("grant_type", "client_credentials")},
+		"tls_client_auth":         {"", params("client_id", testID, "grant_type", "client_credentials")},
 		"none":                    {"", params("client_id", testID, "grant_type", "client_credentials")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -281,7 +282,7 @@ func TestUnknownNamesAreRefusedWithTheChoices(t *testing.T) {
 		value   interface{ UnmarshalText([]byte) error }
 		choices string
 	}{
-		{new(ClientAuth), "client_secret_basic, client_secret_basic_raw, client_secret_post, none"},
+		{new(ClientAuth), "client_secret_basic, client_secret_basic_raw, client_secret_post, none, tls_client_auth"},
 		{new(Encoding), "form, json"},
 		{new(Format), "auto, ignore, milliseconds, seconds, unix, unix_ms"},
 	} {

@@ -107,7 +107,9 @@ func (l location) broken(err error, connected, handshakeFailed, expired bool) er
 	}
 	switch {
 	case handshakeFailed:
-		return l.error(0, reasonTLS, "no TLS connection: "+tlsCause(err)+"; check the endpoint's certificate and the CA bundle", nil)
+		return l.error(0, reasonTLS, "no TLS connection: "+tlsCause(err), nil)
+	case alerted(err): // TLS 1.3 servers look at our certificate when we have begun to send
+		return l.error(0, reasonTLS, "no TLS connection: "+tlsCause(err), sentinel)
 	case expired || isTimeout(err):
 		return l.error(0, reasonTimeout, "no whole answer in time", sentinel)
 	case connected:

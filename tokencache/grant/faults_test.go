@@ -273,6 +273,7 @@ func TestWithoutTrustNothingIsSent(t *testing.T) {
 		t.Cleanup(server.Close)
 		return server
 	}
+	choosy := start(&tls.Config{ClientAuth: tls.RequireAnyClientCert, MaxVersion: tls.VersionTLS12})
 	modern, old := start(nil), start(&tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11})
 	plain := "https" + strings.TrimPrefix(serve(t, asked), "http")
 	trusting := func(change func(*tls.Config)) *http.Transport {
@@ -287,11 +288,12 @@ func TestWithoutTrustNothingIsSent(t *testing.T) {
 		transport     http.RoundTripper
 		says          string
 	}{
-		{"unknown authority", modern.URL, nil, "signed by an unknown authority"},
+		{"unknown authority", modern.URL, nil, "signed by an unknown authority: name its CA by TOKEN_CA_FILE"},
 		{"another name", modern.URL, trusting(func(c *tls.Config) { c.ServerName = "other.test" }), "not valid for other.test"},
 		{"expired", modern.URL, trusting(func(c *tls.Config) { c.Time = func() time.Time { return time.Now().AddDate(100, 0, 0) } }), "has expired"},
-		{"TLS 1.1", old.URL, trusting(func(*tls.Config) {}), "the handshake failed"},
+		{"TLS 1.1", old.URL, trusting(func(*tls.Config) {}), "must speak TLS 1.2 or later"},
 		{"no TLS at all", plain, nil, "does not speak TLS"},
+		{"no certificate of ours", choosy.URL, trusting(func(*tls.Config) {}), "accept that of TOKEN_CERT_FILE"},
 	} {
 		for _, grantType := range bothGrants {
 			_, err := ask(t.Context(), clientOf(t, tt.address, Config{Transport: tt.transport}), grantType)
@@ -311,6 +313,41 @@ func TestWithoutTrustNothingIsSent(t *testing.T) {
 		_, err := c.ClientCredentials(t.Context())
 		if got, want := failureOf(t, err).reason, "bad_response"; got != want {
 			t.Errorf("%s: got %v, want %s", name, err, want)
+		}
+	}
+}
+
+// A server of TLS 1.3 asks for a certificate and does not wait for it: it is
+// when the request is on its way that it refuses the connection.
+func TestACertificateThatIsMissedLaterIsATLSFailure(t *testing.T) {
+	issuer := httptest.NewTLSServer(nil) // for its certificate
+	defer issuer.Close()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_ = tls.Server(conn, &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: issuer.TLS.Certificates}).Handshake()
+				_, _ = io.Copy(io.Discard, conn) // or a reset might overtake the alert
+			}()
+		}
+	}()
+	transport := NewTransport(nil)
+	transport.TLSClientConfig.RootCAs = x509.NewCertPool()
+	transport.TLSClientConfig.RootCAs.AddCert(issuer.Certificate())
+	for _, grantType := range bothGrants {
+		_, err := ask(t.Context(), clientOf(t, "https://"+l.Addr().String(), Config{Transport: transport}), grantType)
+		wantFailure(t, err, failure{tokencache.ErrOutcomeUnknown, "tls", 0})
+		if !strings.Contains(err.Error(), "tls: certificate required") || !strings.Contains(err.Error(), "TOKEN_CERT_FILE") {
+			t.Errorf("got %v", err)
 		}
 	}
 }

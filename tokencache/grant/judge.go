@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -130,19 +131,32 @@ func usableToken(token string) bool {
 	})
 }
 
-// tlsCause names the failures that an operator can act on.
+// tlsCause names the failures that an operator can act on, and how.
 func tlsCause(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "the certificate is signed by an unknown authority"
+		return "the certificate is signed by an unknown authority: name its CA by TOKEN_CA_FILE"
 	}
 	if e, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "the certificate is not valid for " + e.Host
+		return "the certificate is not valid for " + e.Host + ": check the URL"
 	}
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
-		return "the certificate has expired or is not yet valid"
+		return "the certificate has expired or is not yet valid: have it renewed, or set this machine's clock right"
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return "the server does not speak TLS"
+		return "the server does not speak TLS: check the URL's scheme and port"
 	}
-	return "the handshake failed"
+	if e, ok := errors.AsType[*net.OpError](err); ok && alerted(err) {
+		return "the server ends it: " + e.Err.Error() + "; it must speak TLS 1.2 or later, and if it wants a client certificate, accept that of TOKEN_CERT_FILE"
+	}
+	if isTimeout(err) {
+		return "the handshake was not finished in time"
+	}
+	return "the handshake failed: see whether the server speaks TLS 1.2 or later, and what is wrong with its certificate"
+}
+
+// alerted reports whether the server sent an alert (RFC 8446 section 6), whose
+// name is all that such an error tells.
+func alerted(err error) bool {
+	e, ok := errors.AsType[*net.OpError](err)
+	return ok && e.Op == "remote error"
 }
