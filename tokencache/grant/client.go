@@ -39,7 +39,8 @@ const (
 	// defaultTimeout bounds one token request from dialling to the last byte.
 	defaultTimeout = 10 * time.Second
 
-	maxBody = 1 << 20
+	// maxBody is sixteen times the longest access token that is accepted.
+	maxBody = 256 << 10
 )
 
 // Recorder is told of oddities, for metrics. It must not block.

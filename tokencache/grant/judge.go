@@ -70,7 +70,7 @@ func (l location) judgeSuccess(a answer, f fields, malformed error) error {
 	}
 	switch {
 	case malformed != nil:
-		return bad("the answer is neither a JSON object nor a form, or is larger than 1 MiB: check that TOKEN_URL is the token endpoint")
+		return bad("the answer is neither a JSON object nor a form, or is larger than 256 KiB: check that TOKEN_URL is the token endpoint")
 	case f.refuses():
 		e := l.error(a.status, reasonBadResponse, "the answer is an error in spite of its status", nil)
 		e.Code = knownCode(f.text("error"))

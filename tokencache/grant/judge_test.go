@@ -201,15 +201,15 @@ func TestAnswersOf200ThatAreNone(t *testing.T) {
 		`token=a`:                                 badResponse,
 
 		// in two minds
-		`{"access_token":"a","access_token":"b"}`:                badResponse,
-		`{"access_token":"a","access\u005ftoken":"b"}`:           badResponse,
-		`{"access_token":"a","access_token":null}`:               badResponse,
-		`{"access_token":"a","expires_in":1,"expires_in":2}`:     badResponse,
-		`{"access_token":"a"}{"access_token":"b"}`:               badResponse,
-		`{"access_token":"a"} trailing`:                          badResponse,
-		`{"access_token":"a"}}`:                                  badResponse,
-		`access_token=a&access_token=b`:                          badResponse,
-		`{"access_token":"a"` + strings.Repeat(" ", 1<<20) + `}`: badResponse,
+		`{"access_token":"a","access_token":"b"}`:                  badResponse,
+		`{"access_token":"a","access\u005ftoken":"b"}`:             badResponse,
+		`{"access_token":"a","access_token":null}`:                 badResponse,
+		`{"access_token":"a","expires_in":1,"expires_in":2}`:       badResponse,
+		`{"access_token":"a"}{"access_token":"b"}`:                 badResponse,
+		`{"access_token":"a"} trailing`:                            badResponse,
+		`{"access_token":"a"}}`:                                    badResponse,
+		`access_token=a&access_token=b`:                            badResponse,
+		`{"access_token":"a"` + strings.Repeat(" ", maxBody) + `}`: badResponse,
 
 		// no access token
 		`{}`:                               badResponse,
