@@ -46,7 +46,7 @@ func forEveryone(t *testing.T, program string) string {
 	return copied
 }
 
-// startedBinary is the program itself, as a user without rights.
+// startedBinary is the program itself.
 type startedBinary struct {
 	address, admin string
 	output         *lockedBuffer
@@ -55,10 +55,9 @@ type startedBinary struct {
 }
 
 // startBinary runs it by environ, which need not name addresses, until the test ends.
-func startBinary(t *testing.T, environ ...string) *startedBinary {
+func startBinary(t *testing.T, command *exec.Cmd, environ ...string) *startedBinary {
 	t.Helper()
 	s := &startedBinary{output: &lockedBuffer{}, ended: make(chan struct{})}
-	command := withoutRights(exec.Command(forEveryone(t, "token-sidecar")))
 	command.Env = append([]string{"LISTEN_ADDRESS=127.0.0.1:0", "ADMIN_ADDRESS=127.0.0.1:0"}, environ...)
 	command.Stdout, command.Stderr = s.output, s.output
 	if err := command.Start(); err != nil {

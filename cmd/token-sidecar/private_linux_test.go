@@ -23,7 +23,7 @@ func TestProcessesOfTheSameUserReadNeitherMemoryNorEnvironment(t *testing.T) {
 	environ := []string{
 		"UPSTREAM_URL=" + provider.URL, "TOKEN_URL=" + provider.URL + "/oauth/token", "CLIENT_ID=client", "CLIENT_SECRET=" + canary,
 	}
-	s := startBinary(t, environ...)
+	s := startBinary(t, withoutRights(exec.Command(forEveryone(t, "token-sidecar"))), environ...)
 	s.untilReady(t)
 	other := withoutRights(exec.Command("sleep", "60"))
 	other.Env = environ
@@ -117,7 +117,7 @@ func TestWhatTheSidecarReadsOfItselfIsStillThere(t *testing.T) {
 
 	provider := httptest.NewServer(&granttest.Server{})
 	defer provider.Close()
-	s := startBinary(t, "UPSTREAM_URL="+provider.URL, "TOKEN_URL="+provider.URL+"/oauth/token", "CLIENT_ID=client", "CLIENT_SECRET=s")
+	s := startBinary(t, withoutRights(exec.Command(forEveryone(t, "token-sidecar"))), "UPSTREAM_URL="+provider.URL, "TOKEN_URL="+provider.URL+"/oauth/token", "CLIENT_ID=client", "CLIENT_SECRET=s")
 	answer, err := send("GET", s.admin+"/metrics")
 	if err != nil {
 		t.Fatal(err)
