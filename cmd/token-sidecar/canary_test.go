@@ -149,9 +149,9 @@ func TestNothingEmittedHoldsASecret(t *testing.T) {
 func scanEmitted(t *testing.T, l *leaky) int {
 	web := httptest.NewServer(l)
 	defer web.Close()
-	key := "?key=" + url.QueryEscape(queryCanary)
+	query := "?key=" + url.QueryEscape(queryCanary)
 	s := startBinary(t, exec.Command("token-sidecar"),
-		"UPSTREAM_URL="+web.URL, "TOKEN_URL="+web.URL+"/token"+key, "REVOCATION_URL="+web.URL+"/revoke"+key,
+		"UPSTREAM_URL="+web.URL, "TOKEN_URL="+web.URL+"/token"+query, "REVOCATION_URL="+web.URL+"/revoke"+query,
 		"CLIENT_ID=client", "CLIENT_SECRET="+canary, "SCOPE=a b",
 		"TOKEN_PARAMETERS=password="+url.QueryEscape(paramCanary), "TOKEN_HEADERS=X-Key="+url.QueryEscape(headerCanary),
 		"LOG_LEVEL=debug", "GOTRACEBACK=system", "TOKEN_WAIT=100ms", "TOKEN_REQUEST_TIMEOUT=500ms", "MIN_REFRESH_INTERVAL=10ms",
