@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"os/exec"
 	"strings"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/token-sidecar/token-sidecar/tokencache"
 	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
@@ -194,6 +196,29 @@ func scanEmitted(t *testing.T, l *leaky) int {
 		}
 	}
 	return emitted.Len()
+}
+
+func init() {
+	programs["panicking"] = func() {
+		secret := tokencache.NewSecret(canary)
+		defer func() { panic(fmt.Errorf("%v %+v", recover(), tokencache.Token{Access: secret})) }()
+		defer func() { panic(tokencache.Token{Refresh: secret}) }()
+		panic(secret)
+	}
+}
+
+func TestAPanicShowsNoSecret(t *testing.T) {
+	command := exec.Command("panicking")
+	command.Env = append(os.Environ(), "GOTRACEBACK=system")
+	out, err := command.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "panic: REDACTED") {
+		t.Errorf("got %v, %s", err, out)
+	}
+	for _, spelling := range append(spellings(canary), hex.EncodeToString([]byte(canary))) {
+		if strings.Contains(string(out), spelling) {
+			t.Errorf("the panic shows %s: %s", spelling, out)
+		}
+	}
 }
 
 // raw returns all that is answered to what is sent, byte for byte.

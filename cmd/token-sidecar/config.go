@@ -48,7 +48,7 @@ type config struct {
 	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
 	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL,unset" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
 	TokenProxyURLFile    string            `env:"TOKEN_PROXY_URL_FILE" help:"A file that holds TOKEN_PROXY_URL instead, if there is a password in it."`
-	TokenCAFile          string            `env:"TOKEN_CA_FILE" help:"A bundle of CA certificates (PEM). They alone may vouch for the token endpoint then, in place of the system's. Read again when it changes, as are the other certificates and keys."`
+	TokenCAFile          string            `env:"TOKEN_CA_FILE" help:"A bundle of CA certificates (PEM). They alone may vouch for the token endpoint then, and for an https:// proxy before it, in place of the system's. Read again when it changes, as are the other certificates and keys."`
 	TokenCertFile        string            `env:"TOKEN_CERT_FILE" help:"A client certificate, with its chain (PEM), to show the token endpoint: for CLIENT_AUTH_METHOD=tls_client_auth, or beside a secret."`
 	TokenKeyFile         string            `env:"TOKEN_KEY_FILE" help:"Its private key (PEM, not encrypted)."`
 

@@ -107,7 +107,7 @@ func TestThePlaceOfTheEnvironmentIsFoundBehindAnyName(t *testing.T) {
 // The kernel gives the files in /proc of a process that cannot be dumped to
 // root. What the sidecar needs of its own it can read all the same.
 func TestWhatTheSidecarReadsOfItselfIsStillThere(t *testing.T) {
-	out, err := withoutRights(exec.Command("sh", "-c", `ulimit -n 300 && exec "$0"`, forEveryone(t, "undumpable"))).CombinedOutput()
+	out, err := withoutRights(exec.Command("sh", "-c", `ulimit -n 300 && exec "$0"`, forEveryone(t, "undumpable"))).Output()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}

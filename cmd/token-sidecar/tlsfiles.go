@@ -116,7 +116,10 @@ type leg struct {
 
 func newLeg(files tlsFiles, build func() *http.Transport) *leg {
 	l := &leg{files: files, build: build}
-	id, sum, _ := files.read() // whose faults the configuration has told
+	id, sum, err := files.read()
+	if err != nil { // since the configuration was checked: nobody is trusted until that is over
+		id, sum = identity{roots: x509.NewCertPool()}, [sha256.Size]byte{}
+	}
 	l.use(id)
 	l.seen = sum
 	return l

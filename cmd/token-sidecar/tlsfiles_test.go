@@ -245,7 +245,7 @@ func TestTheBundleAloneVouches(t *testing.T) {
 	f.write("own", encode("CERTIFICATE", trusted.Certificate().Raw))
 	f.write("stranger", stranger.pem)
 	f.write("both", "# two of them\n"+stranger.pem+"\nand\n"+encode("CERTIFICATE", trusted.Certificate().Raw))
-	for bundle, want := range map[string]bool{"own": true, "both": true, "stranger": false} {
+	for bundle, want := range map[string]bool{"own": true, "both": true, "stranger": false, "gone": false} {
 		l := newLeg(tlsFiles{ca: f.file(bundle)}, func() *http.Transport {
 			systems := x509.NewCertPool() // which would trust it
 			systems.AddCert(trusted.Certificate())
