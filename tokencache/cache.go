@@ -35,6 +35,9 @@ const (
 	// Callers wait this long for the token that takes the place of a refused one.
 	replaceWait = 10 * time.Second
 
+	// Whoever ends this process does not wait long for it.
+	revokePatience = 2 * time.Second
+
 	quietPatience = 2 * time.Second
 	quietHold     = 100 * time.Millisecond
 	// A log line for a failure that goes on is repeated this often.
@@ -81,6 +84,9 @@ type Config struct {
 	Quiet func(ctx context.Context)
 	// FullGrantOnly leaves refresh tokens unused.
 	FullGrantOnly bool
+	// Revoke, if not nil, is told by Run at its end to have the pair that is
+	// held forgotten. It may take as long as revokePatience.
+	Revoke func(ctx context.Context, pair Token) error
 	// InvalidateInterval is the least time between two renewals asked for by
 	// Invalidate, so that an upstream which refuses every token causes no
 	// storm; 0: 10 s.
@@ -209,7 +215,22 @@ func (c *Cache) Run(ctx context.Context) error {
 	for c.sleepUntilDue(ctx) {
 		c.cycle(ctx)
 	}
+	c.revoke(context.WithoutCancel(ctx))
 	return nil
+}
+
+func (c *Cache) revoke(ctx context.Context) {
+	pair := c.state.Load().token
+	if c.cfg.Revoke == nil || pair.Access.IsZero() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, revokePatience)
+	defer cancel()
+	if err := c.cfg.Revoke(ctx, pair); err != nil {
+		c.cfg.Log.Warn("the tokens could not be revoked, and stay good until they expire", zap.Error(err))
+		return
+	}
+	c.cfg.Log.Info("the tokens are revoked")
 }
 
 // sleepUntilDue returns true when the server is to be asked, false when ctx is done.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"net/url"
 	"sync"
 	"time"
 
@@ -24,9 +25,12 @@ type app struct {
 	log    *zap.Logger
 	secret *secretFile // nil: the secret is not in a file
 	cache  *tokencache.Cache
-	proxy  *http.Server
-	admin  *http.Server
-	probe  *probes
+
+	toTokens, toUpstream *leg
+
+	proxy *http.Server
+	admin *http.Server
+	probe *probes
 
 	inFlight proxy.InFlight // requests, and the tunnels that some become
 	cutOff   context.CancelFunc
@@ -40,26 +44,33 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	m := metrics.New(reg, runningVersion())
 	m.Expect(labels)
 
-	tokenTransport := grant.NewTransport(cfg.TokenProxyURL.proxy)
-	upstreamTransport := proxy.NewTransport(proxy.TransportConfig{
-		ConnectTimeout:  cfg.UpstreamConnectTimeout,
-		ResponseTimeout: cfg.UpstreamResponseTimeout,
-		IdleTimeout:     cfg.UpstreamIdleTimeout,
-		MaxConns:        cfg.MaxInFlight,
-		Proxy:           cfg.UpstreamProxyURL.proxy,
-	})
-	if adapt != nil {
-		adapt(tokenTransport)
-		adapt(upstreamTransport)
+	if adapt == nil {
+		adapt = func(*http.Transport) {}
 	}
-
 	a := &app{cfg: cfg, log: log}
+	a.toTokens = newLeg(cfg.tokenTLS(), func() *http.Transport {
+		transport := grant.NewTransport(cfg.TokenProxyURL.proxy)
+		adapt(transport)
+		return transport
+	})
+	a.toUpstream = newLeg(cfg.upstreamTLS(), func() *http.Transport {
+		transport := proxy.NewTransport(proxy.TransportConfig{
+			ConnectTimeout:  cfg.UpstreamConnectTimeout,
+			ResponseTimeout: cfg.UpstreamResponseTimeout,
+			IdleTimeout:     cfg.UpstreamIdleTimeout,
+			MaxConns:        cfg.MaxInFlight,
+			Proxy:           cfg.UpstreamProxyURL.proxy,
+		})
+		adapt(transport)
+		return transport
+	})
 	if cfg.ClientSecretFile != "" {
 		a.secret = &secretFile{path: cfg.ClientSecretFile}
 	}
+	client := a.newClient(m)
 	unrepeatable := &proxy.InFlight{}
-	a.cache = tokencache.New(tokencache.Config{
-		Grants:        grant.WithBreaker(a.newClient(tokenTransport, m), m.BreakerChanged),
+	cache := tokencache.Config{
+		Grants:        grant.WithBreaker(client, m.BreakerChanged),
 		Wait:          cfg.TokenWait,
 		Window:        cfg.RefreshWindow,
 		Leeway:        cfg.ExpiryLeeway,
@@ -69,11 +80,15 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		FullGrantOnly: cfg.Rotation == rotationOverlap,
 		Log:           log,
 		Recorder:      m,
-	})
+	}
+	if cfg.RevocationURL.URL != nil {
+		cache.Revoke = client.Revoke
+	}
+	a.cache = tokencache.New(cache)
 	a.proxy = server(log, a.counted(proxy.New(proxy.Config{
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
-		Transport:    upstreamTransport,
+		Transport:    a.toUpstream,
 		Unrepeatable: unrepeatable,
 		MaxInFlight:  cfg.MaxInFlight,
 		Log:          log,
@@ -100,15 +115,17 @@ func (a *app) counted(next http.Handler) http.Handler {
 	})
 }
 
-func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.Client {
+func (a *app) newClient(rec grant.Recorder) *grant.Client {
 	cfg := a.cfg
 	secret := func() (tokencache.Secret, error) { return cfg.ClientSecret, nil }
+	parameters, header := cfg.parameters(faults{}), cfg.headers(faults{})
 	if a.secret != nil {
 		secret = a.secret.read
 	}
 	return grant.New(grant.Config{
 		TokenURL:           cfg.TokenURL.URL,
 		RefreshURL:         cfg.RefreshURL.URL,
+		RevocationURL:      cfg.RevocationURL.URL,
 		ClientID:           cfg.ClientID,
 		ClientSecret:       secret,
 		Auth:               cfg.ClientAuthMethod.ClientAuth,
@@ -117,8 +134,8 @@ func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.
 		Scope:              cfg.Scope,
 		Audience:           cfg.Audience,
 		Resource:           cfg.Resource,
-		Parameters:         cfg.parameters(faults{}),
-		Header:             cfg.headers(faults{}),
+		Parameters:         func() url.Values { return parameters },
+		Header:             func() http.Header { return header },
 		Expiry: grant.ExpiryRule{
 			Format:     cfg.ExpiresInFormat,
 			Default:    cfg.DefaultLifetime,
@@ -127,7 +144,7 @@ func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.
 			IgnoreDate: !cfg.UseDateHeader,
 		},
 		Timeout:   cfg.TokenRequestTimeout,
-		Transport: transport,
+		Transport: a.toTokens,
 		Log:       a.log,
 		Recorder:  rec,
 	})
@@ -163,6 +180,8 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	if a.secret != nil {
 		running.Go(func() { a.secret.watch(background, a.cache.Renew) })
 	}
+	running.Go(func() { a.toTokens.watch(background, a.log, a.cache.Renew) }) // a certificate may be a credential
+	running.Go(func() { a.toUpstream.watch(background, a.log, func() {}) })
 	failed := make(chan error, 2)
 	proxyListener = newConnections(a.cfg.MaxConnections).limit(a.proxy, halfCloseListener{proxyListener})
 	adminListener = newConnections(adminConnections).limit(a.admin, adminListener)

@@ -30,9 +30,9 @@ type config struct {
 	TokenURL    endpointURL `env:"TOKEN_URL" help:"The authorization server's token endpoint. Required."`
 
 	ClientID         string            `env:"CLIENT_ID" help:"The OAuth 2.0 client. Required."`
-	ClientSecret     tokencache.Secret `env:"CLIENT_SECRET,unset" help:"Its secret. This or CLIENT_SECRET_FILE is required, unless CLIENT_AUTH_METHOD=none."`
+	ClientSecret     tokencache.Secret `env:"CLIENT_SECRET,unset" help:"Its secret. This or CLIENT_SECRET_FILE is required, unless CLIENT_AUTH_METHOD is none or tls_client_auth."`
 	ClientSecretFile string            `env:"CLIENT_SECRET_FILE" help:"A file that holds the secret instead. It is read anew for every token request, so the secret can be rotated in place."`
-	ClientAuthMethod clientAuth        `env:"CLIENT_AUTH_METHOD" envDefault:"client_secret_post" help:"How the client proves itself: client_secret_post, client_secret_basic (form-encoded, as RFC 6749 has it), client_secret_basic_raw (not encoded) or none."`
+	ClientAuthMethod clientAuth        `env:"CLIENT_AUTH_METHOD" envDefault:"client_secret_post" help:"How the client proves itself: client_secret_post, client_secret_basic (form-encoded, as RFC 6749 has it), client_secret_basic_raw (not encoded), tls_client_auth (RFC 8705, by TOKEN_CERT_FILE) or none."`
 
 	TokenRequestEncoding grant.Encoding    `env:"TOKEN_REQUEST_ENCODING" envDefault:"form" help:"The body of token requests: form or json."`
 	Scope                string            `env:"SCOPE" help:"The scope to ask for."`
@@ -43,10 +43,14 @@ type config struct {
 	TokenHeaders         tokencache.Secret `env:"TOKEN_HEADERS,unset" help:"Further headers of every token request, written like TOKEN_PARAMETERS."`
 	TokenHeadersFile     string            `env:"TOKEN_HEADERS_FILE" help:"A file that holds TOKEN_HEADERS instead."`
 	RefreshURL           endpointURL       `env:"REFRESH_URL" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`
+	RevocationURL        endpointURL       `env:"REVOCATION_URL" help:"Where tokens are revoked (RFC 7009) when the sidecar ends, for two seconds at most. By default they are left to expire."`
 	RefreshClientAuth    bool              `env:"REFRESH_CLIENT_AUTH" envDefault:"true" help:"Whether the client proves itself when it refreshes, as RFC 6749 demands. Some servers want the refresh token alone."`
 	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
 	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL,unset" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
 	TokenProxyURLFile    string            `env:"TOKEN_PROXY_URL_FILE" help:"A file that holds TOKEN_PROXY_URL instead, if there is a password in it."`
+	TokenCAFile          string            `env:"TOKEN_CA_FILE" help:"A bundle of CA certificates (PEM). They alone may vouch for the token endpoint then, and for an https:// proxy before it, in place of the system's. Read again when it changes, as are the other certificates and keys."`
+	TokenCertFile        string            `env:"TOKEN_CERT_FILE" help:"A client certificate, with its chain (PEM), to show the token endpoint: for CLIENT_AUTH_METHOD=tls_client_auth, or beside a secret."`
+	TokenKeyFile         string            `env:"TOKEN_KEY_FILE" help:"Its private key (PEM, not encrypted)."`
 
 	ExpiresInFormat grant.Format  `env:"EXPIRES_IN_FORMAT" envDefault:"auto" help:"What the number in expires_in means: seconds or milliseconds to live, unix or unix_ms for the time of expiry, auto to tell seconds from Unix times by size, ignore."`
 	DefaultLifetime time.Duration `env:"DEFAULT_LIFETIME" envDefault:"10m" help:"The life assumed of a token if the server tells nothing credible."`
@@ -63,11 +67,17 @@ type config struct {
 	ListenAddress string `env:"LISTEN_ADDRESS" envDefault:"127.0.0.1:8080" help:"Where the app sends its requests to."`
 	AdminAddress  string `env:"ADMIN_ADDRESS" envDefault:"127.0.0.1:9090" help:"Where /livez, /readyz, /startupz and /metrics are served."`
 
+	AllowRemoteClients bool `env:"ALLOW_REMOTE_CLIENTS" envDefault:"false" help:"Permits a LISTEN_ADDRESS beyond loopback. Whoever reaches it acts with your credentials."`
+	AllowPlainHTTP     bool `env:"ALLOW_PLAIN_HTTP" envDefault:"false" help:"Permits http:// to other machines, for UPSTREAM_URL, TOKEN_URL, REFRESH_URL and REVOCATION_URL. Whoever is on the way reads the credentials."`
+
 	UpstreamConnectTimeout  time.Duration `env:"UPSTREAM_CONNECT_TIMEOUT" envDefault:"5s" help:"The most that a connection to the upstream may take to come about."`
 	UpstreamResponseTimeout time.Duration `env:"UPSTREAM_RESPONSE_TIMEOUT" envDefault:"0" help:"The most that the upstream may take to begin its answer; 0: no limit."`
 	UpstreamIdleTimeout     time.Duration `env:"UPSTREAM_IDLE_TIMEOUT" envDefault:"4s" help:"How long an idle connection to the upstream is kept. It must be less than the upstream keeps it for, or requests will meet closing connections."`
 	UpstreamProxyURL        proxyURL      `env:"UPSTREAM_PROXY_URL,unset" help:"A proxy for requests to the upstream, written like TOKEN_PROXY_URL."`
 	UpstreamProxyURLFile    string        `env:"UPSTREAM_PROXY_URL_FILE" help:"A file that holds UPSTREAM_PROXY_URL instead, if there is a password in it."`
+	UpstreamCAFile          string        `env:"UPSTREAM_CA_FILE" help:"A bundle of CA certificates (PEM) that alone may vouch for the upstream, like TOKEN_CA_FILE."`
+	UpstreamCertFile        string        `env:"UPSTREAM_CERT_FILE" help:"A client certificate, with its chain (PEM), to show the upstream."`
+	UpstreamKeyFile         string        `env:"UPSTREAM_KEY_FILE" help:"Its private key (PEM, not encrypted)."`
 
 	ShutdownDelay  time.Duration `env:"SHUTDOWN_DELAY" envDefault:"0" help:"After SIGTERM, how long to go on serving while /readyz already says no, so that a load balancer can notice."`
 	MaxInFlight    int           `env:"MAX_IN_FLIGHT" help:"The most requests that are served at a time; more are answered 503 at once. By default what the limits of memory and of open files allow."`
@@ -123,6 +133,9 @@ func (c *config) validate(f faults) {
 	c.UpstreamProxyURL.fromFile(f, c.UpstreamProxyURLFile, "UPSTREAM_PROXY_URL_FILE")
 	c.parameters(f)
 	c.headers(f)
+	c.permissions(f)
+	c.tokenTLS().check(f, "TOKEN")
+	c.upstreamTLS().check(f, "UPSTREAM")
 	for _, r := range c.Resource {
 		u, err := url.Parse(r)
 		f.unless(err == nil && u.IsAbs() && !strings.Contains(r, "#"), "RESOURCE", "want absolute URIs without fragment, separated by commas")
@@ -155,14 +168,22 @@ func (c *config) validate(f faults) {
 func (c *config) validateSecret(f faults) {
 	switch {
 	case c.ClientAuthMethod.name == "none":
+	case c.ClientAuthMethod.name == "tls_client_auth":
+		f.unless(c.TokenCertFile != "", "TOKEN_CERT_FILE", "is required for CLIENT_AUTH_METHOD=tls_client_auth, and so is TOKEN_KEY_FILE")
 	case c.ClientSecret.IsZero() && c.ClientSecretFile == "":
-		f.add("CLIENT_SECRET", "is required, or CLIENT_SECRET_FILE, unless CLIENT_AUTH_METHOD=none")
+		f.add("CLIENT_SECRET", "is required, or CLIENT_SECRET_FILE, unless CLIENT_AUTH_METHOD is none or tls_client_auth")
 	case !c.ClientSecret.IsZero() && c.ClientSecretFile != "":
 		f.add("CLIENT_SECRET_FILE", "is set beside CLIENT_SECRET: set one of them")
 	case c.ClientSecretFile != "":
 		_, err := readSecret(c.ClientSecretFile)
 		f.unless(err == nil, "CLIENT_SECRET_FILE", fmt.Sprint(err))
 	}
+}
+
+func (c *config) tokenTLS() tlsFiles { return tlsFiles{c.TokenCAFile, c.TokenCertFile, c.TokenKeyFile} }
+
+func (c *config) upstreamTLS() tlsFiles {
+	return tlsFiles{c.UpstreamCAFile, c.UpstreamCertFile, c.UpstreamKeyFile}
 }
 
 // reservedParameters are those that the grants set themselves; RFC 6749
@@ -226,8 +247,19 @@ func fromFile(f faults, value *tokencache.Secret, path, name string) {
 	*value = content
 }
 
-// An endpointURL is an absolute http or https URL.
+// An endpointURL is an absolute http or https URL. It prints without its
+// query, which may hold a secret.
 type endpointURL struct{ *url.URL }
+
+func (e endpointURL) String() string {
+	if e.URL == nil {
+		return ""
+	}
+	return (&url.URL{Scheme: e.Scheme, Host: e.Host, Path: e.Path, RawPath: e.RawPath}).String()
+}
+
+// MarshalText is how JSON and zap print it.
+func (e endpointURL) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
 
 func (e *endpointURL) UnmarshalText(text []byte) error {
 	u, err := url.Parse(string(text))
@@ -372,19 +404,32 @@ type configError struct{ text string }
 func (e *configError) Error() string { return e.text }
 
 // A variable documents itself: its name, default and meaning.
-type variable struct{ field, name, defaultValue, help string }
+type variable struct {
+	field, name, defaultValue, help string
+	secret                          bool // it is taken out of the environment
+}
 
 // variables lists the configuration in the order of the struct.
 func variables() []variable {
 	var all []variable
 	for field := range reflect.TypeFor[config]().Fields() {
-		name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+		name, option, _ := strings.Cut(field.Tag.Get("env"), ",")
 		if name == "" {
 			continue
 		}
-		all = append(all, variable{field.Name, name, field.Tag.Get("envDefault"), field.Tag.Get("help")})
+		all = append(all, variable{field.Name, name, field.Tag.Get("envDefault"), field.Tag.Get("help"), option == "unset"})
 	}
 	return all
+}
+
+func secretVariables() []string {
+	var names []string
+	for _, v := range variables() {
+		if v.secret {
+			names = append(names, v.name)
+		}
+	}
+	return names
 }
 
 func variableOf(field string) string {

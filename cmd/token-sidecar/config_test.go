@@ -70,14 +70,14 @@ func TestDefaultsAreValid(t *testing.T) {
 
 func TestProxiesAreUsedWhenAskedFor(t *testing.T) {
 	environ := map[string]string{
-		"UPSTREAM_URL": "http://localhost", "TOKEN_URL": "http://localhost/token", "CLIENT_ID": "id", "CLIENT_SECRET": "s",
+		"UPSTREAM_URL": "https://api.test", "TOKEN_URL": "https://auth.test/token", "CLIENT_ID": "id", "CLIENT_SECRET": "s",
 		"TOKEN_PROXY_URL": "http://user:password@proxy:3128", "UPSTREAM_PROXY_URL": "environment",
 	}
 	cfg, err := loadConfig(environ)
 	if err != nil || cfg.TokenProxyURL.proxy == nil || cfg.UpstreamProxyURL.proxy == nil {
 		t.Fatalf("got %v", err)
 	}
-	req, _ := http.NewRequest("GET", "http://localhost/token", nil)
+	req, _ := http.NewRequest("GET", "https://auth.test/token", nil)
 	if u, err := cfg.TokenProxyURL.proxy(req); err != nil || u.Host != "proxy:3128" {
 		t.Errorf("got %v, %v", u, err)
 	}

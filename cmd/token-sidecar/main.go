@@ -25,18 +25,28 @@ import (
 )
 
 func main() {
-	os.Exit(command(os.Args[1:], os.Stdout, os.Stderr))
+	environ := environment()
+	keepPrivate(os.Stderr)
+	os.Exit(command(os.Args[1:], environ, os.Stdout, os.Stderr))
 }
 
-func command(args []string, stdout, stderr io.Writer) int {
+// keepPrivate guards the secrets of this process against others.
+func keepPrivate(stderr io.Writer) {
+	_ = eraseFromEnvironment(secretVariables()) // where it cannot be, what follows does for all but root
+	if err := forbidDumps(); err != nil {
+		fmt.Fprintln(stderr, "token-sidecar: other processes of this user can read its secrets:", err)
+	}
+}
+
+func command(args []string, environ map[string]string, stdout, stderr io.Writer) int {
 	if len(args) > 0 && args[0] == "probe" {
-		return exitCode(probe(environment(), args[1:], stdout), stderr)
+		return exitCode(probe(environ, args[1:], stdout), stderr)
 	}
 	switch strings.Join(args, " ") {
 	case "":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 		context.AfterFunc(ctx, stop) // a second signal ends the process at once
-		return exitCode(run(ctx, environment(), stderr), stderr)
+		return exitCode(run(ctx, environ, stderr), stderr)
 	case "version", "-version", "--version":
 		fmt.Fprintln(stdout, runningVersion())
 		return 0

@@ -89,11 +89,7 @@ func metricsTable(t *testing.T) string {
 	return b.String()
 }
 
-func TestReadmeNamesTestsThatExist(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+func TestDocumentsNameTestsThatExist(t *testing.T) {
 	files, err := filepath.Glob("../../*/*_test.go")
 	if err != nil {
 		t.Fatal(err)
@@ -107,13 +103,19 @@ func TestReadmeNamesTestsThatExist(t *testing.T) {
 		}
 		tests.Write(content)
 	}
-	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(readme), -1)
-	if len(named) == 0 {
-		t.Fatal("README.md names no test")
-	}
-	for _, name := range named {
-		if !strings.Contains(tests.String(), "\nfunc "+name[1]+"(t *testing.T)") {
-			t.Errorf("README.md promises what %s shows, but there is no such test", name[1])
+	for _, document := range []string{"README.md", "SECURITY.md"} {
+		content, err := os.ReadFile("../../" + document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := regexp.MustCompile("`((?:Test|Fuzz)\\w+)`").FindAllStringSubmatch(string(content), -1)
+		if len(named) == 0 {
+			t.Errorf("%s names no test", document)
+		}
+		for _, name := range named {
+			if !strings.Contains(tests.String(), "\nfunc "+name[1]+"(") {
+				t.Errorf("%s promises what %s shows, but there is no such test", document, name[1])
+			}
 		}
 	}
 }

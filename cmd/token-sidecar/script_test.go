@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -25,9 +26,10 @@ import (
 	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"token-sidecar": main})
-}
+// programs are those that tests can run as processes of their own.
+var programs = map[string]func(){"token-sidecar": main}
+
+func TestMain(m *testing.M) { testscript.Main(m, programs) }
 
 const canary = "s3cr:et/+&=% x"
 
@@ -65,11 +67,14 @@ func setup(e *testscript.Env) error {
 	})
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		provider := w.provider.Load()
-		if r.URL.Path == "/slow" {
+		switch r.URL.Path {
+		case "/slow":
 			provider.Protect(slow).ServeHTTP(rw, r)
-			return
+		case "/oauth/revoke":
+			provider.RevocationEndpoint().ServeHTTP(rw, r)
+		default:
+			provider.ServeHTTP(rw, r)
 		}
-		provider.ServeHTTP(rw, r)
 	}))
 	e.Defer(server.Close)
 	e.Values["world"] = w
@@ -199,17 +204,25 @@ func untilToken(ts *testscript.TestScript, _ bool, args []string) {
 // nosecrets FILE... fails if a file, or stdout or stderr, holds a secret in any
 // spelling, or a token.
 func noSecrets(ts *testscript.TestScript, _ bool, args []string) {
-	secrets := []string{
-		canary, url.QueryEscape(canary), url.PathEscape(canary), strings.Trim(strconv.Quote(canary), `"`), strings.ReplaceAll(canary, "&", `\u0026`),
-		base64.StdEncoding.EncodeToString([]byte(canary)), base64.StdEncoding.EncodeToString([]byte("client:" + canary)),
-		"access-0", "refresh-0",
-	}
+	secrets := append(spellings(canary, "client:"+canary), "access-0", "refresh-0")
 	for _, file := range args {
 		content := ts.ReadFile(file)
 		if i := slices.IndexFunc(secrets, func(s string) bool { return strings.Contains(content, s) }); i >= 0 {
 			ts.Fatalf("%s holds the secret %q", file, secrets[i])
 		}
 	}
+}
+
+// spellings are the ways in which secrets may turn up in a text.
+func spellings(secrets ...string) []string {
+	var all []string
+	for _, s := range secrets {
+		asJSON, _ := json.Marshal(s)
+		b := []byte(s)
+		all = append(all, s, url.QueryEscape(s), url.PathEscape(s), strings.Trim(string(asJSON), `"`), strings.Trim(strconv.Quote(s), `"`),
+			base64.RawStdEncoding.EncodeToString(b), base64.RawURLEncoding.EncodeToString(b)) // which begin the padded ones
+	}
+	return all
 }
 
 // example FILE sets the environment to exactly that file of examples, but for
@@ -245,6 +258,8 @@ func provider(ts *testscript.TestScript, _ bool, args []string) {
 		w.provider.Load().Revoke()
 	case "release":
 		close(w.slow)
+	case "forgot": // what a client has had revoked
+		_, _ = fmt.Fprintln(ts.Stdout(), w.provider.Load().Stats().Revoked)
 	default:
 		ts.Fatalf("no mood %s", args[0])
 	}

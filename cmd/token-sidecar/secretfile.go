@@ -34,9 +34,20 @@ func (s *secretFile) read() (tokencache.Secret, error) {
 }
 
 // watch calls changed whenever the file holds another secret than before,
-// until ctx is done. Kubernetes replaces mounted files about once a minute.
+// until ctx is done.
 func (s *secretFile) watch(ctx context.Context, changed func()) {
 	before, _ := s.read()
+	poll(ctx, func() {
+		if now, err := s.read(); err == nil && now.Reveal() != before.Reveal() {
+			before = now
+			changed()
+		}
+	})
+}
+
+// poll calls look often enough to see a mounted file change, which Kubernetes
+// does about once a minute, until ctx is done.
+func poll(ctx context.Context, look func()) {
 	ticker := time.NewTicker(5 * time.Second)
 	defer ticker.Stop()
 	for {
@@ -44,10 +55,7 @@ func (s *secretFile) watch(ctx context.Context, changed func()) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-		}
-		if now, err := s.read(); err == nil && now.Reveal() != before.Reveal() {
-			before = now
-			changed()
+			look()
 		}
 	}
 }

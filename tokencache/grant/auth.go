@@ -36,7 +36,8 @@ func ClientSecretBasicRaw(id string, secret tokencache.Secret, _ url.Values, hea
 }
 
 // NoClientAuth sends client_id alone (RFC 6749 section 3.2.1), for clients
-// that prove themselves by other parameters.
+// that prove themselves by other parameters, or by the certificate of their
+// connection (RFC 8705 section 2).
 func NoClientAuth(id string, _ tokencache.Secret, params url.Values, _ http.Header) {
 	setUnlessEmpty(params, "client_id", id)
 }
@@ -49,6 +50,7 @@ var clientAuths = map[string]ClientAuth{
 	"client_secret_post":      ClientSecretPost,
 	"client_secret_basic":     ClientSecretBasic,
 	"client_secret_basic_raw": ClientSecretBasicRaw,
+	"tls_client_auth":         NoClientAuth,
 	"none":                    NoClientAuth,
 }
 

@@ -15,7 +15,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -37,7 +39,8 @@ const (
 	// defaultTimeout bounds one token request from dialling to the last byte.
 	defaultTimeout = 10 * time.Second
 
-	maxBody = 1 << 20
+	// maxBody is sixteen times the longest access token that is accepted.
+	maxBody = 256 << 10
 )
 
 // Recorder is told of oddities, for metrics. It must not block.
@@ -50,10 +53,13 @@ type Recorder interface {
 	ClockSkew(ahead time.Duration)
 }
 
-// Config describes one OAuth 2.0 client at one authorization server.
+// Config describes one OAuth 2.0 client at one authorization server. What may
+// be secret in it is behind functions, of which nothing can print more than
+// the address.
 type Config struct {
-	TokenURL   *url.URL
-	RefreshURL *url.URL // nil: TokenURL
+	TokenURL      *url.URL
+	RefreshURL    *url.URL // nil: TokenURL
+	RevocationURL *url.URL // nil: Revoke does nothing
 
 	ClientID string
 	// ClientSecret is called for every request, so that a secret replaced
@@ -73,9 +79,9 @@ type Config struct {
 	Scope    string
 	Audience string
 	Resource []string
-	// Parameters and Header are added to every request.
-	Parameters url.Values
-	Header     http.Header
+	// Parameters and Header are added to every request; nil: none.
+	Parameters func() url.Values
+	Header     func() http.Header
 
 	Expiry  ExpiryRule
 	Timeout time.Duration // of one request; 0: defaultTimeout
@@ -85,9 +91,20 @@ type Config struct {
 	Recorder  Recorder          // nil: none
 }
 
+// Format implements [fmt.Formatter], for the URLs may hold secrets in their queries.
+func (c Config) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "client %s at %s", c.ClientID, publicURL(c.TokenURL))
+}
+
+// MarshalText is how JSON and zap print it.
+func (c Config) MarshalText() ([]byte, error) { return fmt.Append(nil, c), nil }
+
 // Client asks for tokens. It implements [tokencache.Grants] and is safe for
 // concurrent use.
 type Client struct{ cfg Config }
+
+// Format implements [fmt.Formatter], as Config does.
+func (c *Client) Format(f fmt.State, verb rune) { c.cfg.Format(f, verb) }
 
 // New returns a Client. TokenURL must be set, and ClientSecret unless Auth
 // makes no use of it.
@@ -96,6 +113,12 @@ func New(cfg Config) *Client {
 	cfg.Timeout = cmp.Or(cfg.Timeout, defaultTimeout)
 	if cfg.ClientSecret == nil {
 		cfg.ClientSecret = func() (tokencache.Secret, error) { return tokencache.Secret{}, nil }
+	}
+	if cfg.Parameters == nil {
+		cfg.Parameters = func() url.Values { return nil }
+	}
+	if cfg.Header == nil {
+		cfg.Header = func() http.Header { return nil }
 	}
 	if cfg.Auth == nil {
 		cfg.Auth = ClientSecretPost
@@ -138,7 +161,7 @@ func NewTransport(proxy func(*http.Request) (*url.URL, error)) *http.Transport {
 
 // ClientCredentials performs the full grant.
 func (c *Client) ClientCredentials(ctx context.Context) (tokencache.Token, error) {
-	params := url.Values{}
+	params := url.Values{"grant_type": {clientCredentials}}
 	setUnlessEmpty(params, "scope", c.cfg.Scope)
 	setUnlessEmpty(params, "audience", c.cfg.Audience)
 	for _, r := range c.cfg.Resource {
@@ -150,7 +173,7 @@ func (c *Client) ClientCredentials(ctx context.Context) (tokencache.Token, error
 // RefreshToken exchanges a refresh token for a new pair. If the server sends
 // no new refresh token the old one goes on (RFC 6749 section 6).
 func (c *Client) RefreshToken(ctx context.Context, old tokencache.Secret) (tokencache.Token, error) {
-	params := url.Values{"refresh_token": {old.Reveal()}}
+	params := url.Values{"grant_type": {refreshToken}, "refresh_token": {old.Reveal()}}
 	token, err := c.exchange(ctx, c.cfg.RefreshURL, refreshToken, params, !c.cfg.RefreshWithoutAuth)
 	if err == nil && token.Refresh.IsZero() {
 		token.Refresh = old
@@ -168,7 +191,7 @@ func (c *Client) exchange(ctx context.Context, endpoint *url.URL, grantType stri
 	at := location{endpoint: publicURL(endpoint), grantType: grantType}
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.Timeout)
 	defer cancel()
-	header, body, err := c.request(grantType, params, authenticate)
+	header, body, err := c.request(params, authenticate)
 	if err != nil {
 		return tokencache.Token{}, at.secretUnreadable()
 	}
@@ -187,15 +210,16 @@ func (c *Client) exchange(ctx context.Context, endpoint *url.URL, grantType stri
 	return c.token(fields, sent, now), nil
 }
 
-func (c *Client) request(grantType string, params url.Values, authenticate bool) (http.Header, []byte, error) {
+func (c *Client) request(own url.Values, authenticate bool) (http.Header, []byte, error) {
 	header := http.Header{}
-	for name, values := range c.cfg.Header {
+	for name, values := range c.cfg.Header() {
 		header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
 	}
-	for name, values := range c.cfg.Parameters {
-		params[name] = values
+	params := maps.Clone(c.cfg.Parameters())
+	if params == nil {
+		params = url.Values{}
 	}
-	params.Set("grant_type", grantType)
+	maps.Copy(params, own)
 	if authenticate {
 		secret, err := c.cfg.ClientSecret()
 		if err != nil {
@@ -301,5 +325,8 @@ func splitScope(s string) []string {
 // publicURL is u as it may be shown: without user, query and fragment, which
 // may hold secrets.
 func publicURL(u *url.URL) string {
+	if u == nil {
+		return ""
+	}
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String()
 }

@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"reflect"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -113,6 +114,8 @@ func params(pairs ...string) string {
 	return b.String()
 }
 
+func matches(pattern, text string) bool { return regexp.MustCompile(pattern).MatchString(text) }
+
 func basic(user, password string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 }
@@ -166,6 +169,7 @@ func TestEachMethodOfClientAuthentication(t *testing.T) {
 		"client_secret_basic": {basic("id%2F7", "s3cr%3Aet%2F%2B%26%3D%25+x"),
 			params("grant_type", "client_credentials")},
 		"client_secret_basic_raw": {basic(testID, testSecret), params("grant_type", "client_credentials")},
+		"tls_client_auth":         {"", params("client_id", testID, "grant_type", "client_credentials")},
 		"none":                    {"", params("client_id", testID, "grant_type", "client_credentials")},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -233,10 +237,9 @@ func TestTheQueryOfTheTokenURLIsKept(t *testing.T) { // RFC 6749 section 3.2
 }
 
 func TestExtraParametersAndHeadersAreInEveryRequest(t *testing.T) {
-	cfg := Config{
-		Parameters: url.Values{"account_id": {"1"}, "grant_type": {"password"}, "list": {"a", "b"}},
-		Header:     http.Header{"x-tenant": {"one", "two"}, "content-type": {"text/plain"}, "Accept": {"*/*"}},
-	}
+	parameters := url.Values{"account_id": {"1"}, "grant_type": {"password"}, "list": {"a", "b"}}
+	header := http.Header{"x-tenant": {"one", "two"}, "content-type": {"text/plain"}, "Accept": {"*/*"}}
+	cfg := Config{Parameters: func() url.Values { return parameters }, Header: func() http.Header { return header }}
 	for _, grantType := range bothGrants {
 		got := sent(t, cfg, grantType)
 		values, _ := url.ParseQuery(got.Body)
@@ -254,8 +257,8 @@ func TestExtraParametersAndHeadersAreInEveryRequest(t *testing.T) {
 			}
 		}
 	}
-	if got, want := len(cfg.Header)+len(cfg.Parameters), 6; got != want {
-		t.Errorf("the configuration was changed: %v", cfg)
+	if got, want := len(header)+len(parameters), 6; got != want {
+		t.Errorf("the configuration was changed: %v %v", header, parameters)
 	}
 }
 
@@ -279,7 +282,7 @@ func TestUnknownNamesAreRefusedWithTheChoices(t *testing.T) {
 		value   interface{ UnmarshalText([]byte) error }
 		choices string
 	}{
-		{new(ClientAuth), "client_secret_basic, client_secret_basic_raw, client_secret_post, none"},
+		{new(ClientAuth), "client_secret_basic, client_secret_basic_raw, client_secret_post, none, tls_client_auth"},
 		{new(Encoding), "form, json"},
 		{new(Format), "auto, ignore, milliseconds, seconds, unix, unix_ms"},
 	} {
@@ -495,7 +498,10 @@ func TestAdminV3(t *testing.T) {
 
 func TestAClientServesManyAtOnce(t *testing.T) {
 	srv := &granttest.Server{ClientID: testID, ClientSecret: testSecret}
-	cfg := Config{Parameters: url.Values{"resource": {"https://a.test"}}, Header: http.Header{"X-Tenant": {"one"}}, Resource: []string{"https://b.test"}}
+	parameters, header := url.Values{"resource": {"https://a.test"}}, http.Header{"X-Tenant": {"one"}}
+	cfg := Config{
+		Parameters: func() url.Values { return parameters }, Header: func() http.Header { return header }, Resource: []string{"https://b.test"},
+	}
 	c := clientOf(t, serve(t, srv)+"/oauth/token", cfg)
 	var wg sync.WaitGroup
 	for range 20 {

@@ -58,6 +58,9 @@ type Error struct {
 
 func (e *Error) Error() string {
 	what := []string{strings.TrimSpace("token endpoint " + e.Endpoint), e.GrantType + " grant"}
+	if e.GrantType == revocation {
+		what = []string{"revocation endpoint " + e.Endpoint}
+	}
 	if e.Status != 0 {
 		what = append(what, strings.TrimSpace(fmt.Sprintf("answered %d %s", e.Status, e.Code)))
 	}
@@ -104,13 +107,15 @@ func (l location) broken(err error, connected, handshakeFailed, expired bool) er
 	}
 	switch {
 	case handshakeFailed:
-		return l.error(0, reasonTLS, "no TLS connection: "+tlsCause(err)+"; check the endpoint's certificate and the CA bundle", nil)
+		return l.error(0, reasonTLS, "no TLS connection: "+tlsCause(err), nil)
+	case alerted(err): // TLS 1.3 servers look at our certificate when we have begun to send
+		return l.error(0, reasonTLS, "no TLS connection: "+tlsCause(err), sentinel)
 	case expired || isTimeout(err):
 		return l.error(0, reasonTimeout, "no whole answer in time", sentinel)
 	case connected:
 		return l.error(0, reasonConnectionLost, "the connection broke before a whole answer had come", sentinel)
 	}
-	return l.error(0, reasonUnreachable, "no connection: "+dialCause(err)+"; check TOKEN_URL and the network", nil)
+	return l.error(0, reasonUnreachable, "no connection: "+dialCause(err)+"; check the URL and the network", nil)
 }
 
 func isTimeout(err error) bool {
@@ -134,7 +139,7 @@ func dialCause(err error) string {
 var knownCodes = []string{
 	"invalid_request", "invalid_client", "invalid_grant", "unauthorized_client", "unsupported_grant_type",
 	"invalid_scope", "invalid_target", "access_denied", "server_error", "temporarily_unavailable", "slow_down",
-	"use_dpop_nonce", "bad_refresh_token", "incorrect_client_credentials", "unsupported_response_type",
+	"use_dpop_nonce", "unsupported_token_type", "bad_refresh_token", "incorrect_client_credentials", "unsupported_response_type",
 }
 
 func knownCode(code string) string {

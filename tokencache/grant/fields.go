@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// maxMembers keeps an answer of 1 MiB from taking 30 MiB to read.
+// maxMembers keeps an answer of 256 KiB from taking 8 MiB to read.
 const maxMembers = 1000
 
 var errMalformed = errors.New("neither a JSON object nor a form")

@@ -64,6 +64,7 @@ func textsOfPlainAnswers(endpoint string) map[string]bool {
 		for _, status := range fuzzStatuses {
 			for _, body := range []string{
 				"", "{}", `{"error":"x"}`, `{"error":"use_dpop_nonce"}`, `{"error":"invalid_client"}`, `{"access_token":" "}`, `{"access_token":"a","token_type":"mac"}`,
+				`{"access_token":"a","token_type":"DPoP"}`, `{"access_token":"a","token_type":"pop"}`, `{"access_token":"a","token_type":"n_a"}`,
 			} {
 				_, err := location{endpoint, grantType}.judge(answer{status, http.Header{}, []byte(body)}, t0)
 				if err != nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -52,6 +53,16 @@ var clientCodes = []string{"invalid_client", "unauthorized_client", "incorrect_c
 
 const adviceDPoP = "the server demands DPoP (RFC 9449), which a bearer token cannot satisfy: have bearer tokens enabled for this client"
 
+// notBearer are the types of token that demand more of the client than to send
+// them. Servers have many names for a bearer token ("BearerToken",
+// "Application Access Token"), so only these are refused.
+var notBearer = map[string]string{
+	"dpop": adviceDPoP,
+	"mac":  "the token is a MAC token, with which every request would have to be signed: have bearer tokens enabled for this client",
+	"pop":  "the token is bound to a key, which every request would have to prove: have bearer tokens enabled for this client",
+	"n_a":  "the token is not an access token (RFC 8693 section 2.2.1): ask for one by TOKEN_PARAMETERS",
+}
+
 func (l location) judgeSuccess(a answer, f fields, malformed error) error {
 	// A refresh so answered may have been carried out, so its token may be spent.
 	bad := func(advice string) error {
@@ -59,7 +70,7 @@ func (l location) judgeSuccess(a answer, f fields, malformed error) error {
 	}
 	switch {
 	case malformed != nil:
-		return bad("the answer is neither a JSON object nor a form, or is larger than 1 MiB: check that TOKEN_URL is the token endpoint")
+		return bad("the answer is neither a JSON object nor a form, or is larger than 256 KiB: check that TOKEN_URL is the token endpoint")
 	case f.refuses():
 		e := l.error(a.status, reasonBadResponse, "the answer is an error in spite of its status", nil)
 		e.Code = knownCode(f.text("error"))
@@ -74,8 +85,9 @@ func (l location) judgeSuccess(a answer, f fields, malformed error) error {
 		return bad("the answer holds no access_token")
 	case !usableToken(f.text("access_token")):
 		return bad("the access_token holds characters that no header may, or is longer than 16 KiB")
-	case !bearer(f.text("token_type")):
-		return l.error(a.status, reasonTokenType, "the token is not a bearer token: have bearer tokens enabled for this client", l.rejected())
+	}
+	if advice := notBearer[strings.ToLower(f.text("token_type"))]; advice != "" {
+		return l.error(a.status, reasonTokenType, advice, l.rejected())
 	}
 	return nil
 }
@@ -119,26 +131,32 @@ func usableToken(token string) bool {
 	})
 }
 
-// bearer reports whether a token of this token_type is sent as a bearer token.
-// Servers have many names for that ("BearerToken", "Application Access
-// Token"), so only the schemes that demand more of the client are refused.
-func bearer(tokenType string) bool {
-	return !slices.Contains([]string{"dpop", "mac", "pop", "n_a"}, strings.ToLower(tokenType))
-}
-
-// tlsCause names the failures that an operator can act on.
+// tlsCause names the failures that an operator can act on, and how.
 func tlsCause(err error) string {
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "the certificate is signed by an unknown authority"
+		return "the certificate is signed by an unknown authority: name its CA by TOKEN_CA_FILE"
 	}
 	if e, ok := errors.AsType[x509.HostnameError](err); ok {
-		return "the certificate is not valid for " + e.Host
+		return "the certificate is not valid for " + e.Host + ": check the URL"
 	}
 	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
-		return "the certificate has expired or is not yet valid"
+		return "the certificate has expired or is not yet valid: have it renewed, or set this machine's clock right"
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return "the server does not speak TLS"
+		return "the server does not speak TLS: check the URL's scheme and port"
 	}
-	return "the handshake failed"
+	if e, ok := errors.AsType[*net.OpError](err); ok && alerted(err) {
+		return "the server ends it: " + e.Err.Error() + "; it must speak TLS 1.2 or later, and if it wants a client certificate, accept that of TOKEN_CERT_FILE"
+	}
+	if isTimeout(err) {
+		return "the handshake was not finished in time"
+	}
+	return "the handshake failed: see whether the server speaks TLS 1.2 or later, and what is wrong with its certificate"
+}
+
+// alerted reports whether the server sent an alert (RFC 8446 section 6), whose
+// name is all that such an error tells.
+func alerted(err error) bool {
+	e, ok := errors.AsType[*net.OpError](err)
+	return ok && e.Op == "remote error"
 }

@@ -35,7 +35,7 @@ var (
 	failed        = outcome{serverError, serverError}
 	badResponse   = outcome{failure{nil, "bad_response", 0}, failure{tokencache.ErrOutcomeUnknown, "bad_response", 0}}
 	errorInside   = outcome{failure{nil, "bad_response", 0}, invalidGrant}
-	notBearer     = outcome{failure{tokencache.ErrClientRejected, "token_type", 0}, failure{tokencache.ErrRefreshTokenRejected, "token_type", 0}}
+	otherType     = outcome{failure{tokencache.ErrClientRejected, "token_type", 0}, failure{tokencache.ErrRefreshTokenRejected, "token_type", 0}}
 )
 
 func busyFor(d time.Duration) outcome {
@@ -201,15 +201,15 @@ func TestAnswersOf200ThatAreNone(t *testing.T) {
 		`token=a`:                                 badResponse,
 
 		// in two minds
-		`{"access_token":"a","access_token":"b"}`:                badResponse,
-		`{"access_token":"a","access\u005ftoken":"b"}`:           badResponse,
-		`{"access_token":"a","access_token":null}`:               badResponse,
-		`{"access_token":"a","expires_in":1,"expires_in":2}`:     badResponse,
-		`{"access_token":"a"}{"access_token":"b"}`:               badResponse,
-		`{"access_token":"a"} trailing`:                          badResponse,
-		`{"access_token":"a"}}`:                                  badResponse,
-		`access_token=a&access_token=b`:                          badResponse,
-		`{"access_token":"a"` + strings.Repeat(" ", 1<<20) + `}`: badResponse,
+		`{"access_token":"a","access_token":"b"}`:                  badResponse,
+		`{"access_token":"a","access\u005ftoken":"b"}`:             badResponse,
+		`{"access_token":"a","access_token":null}`:                 badResponse,
+		`{"access_token":"a","expires_in":1,"expires_in":2}`:       badResponse,
+		`{"access_token":"a"}{"access_token":"b"}`:                 badResponse,
+		`{"access_token":"a"} trailing`:                            badResponse,
+		`{"access_token":"a"}}`:                                    badResponse,
+		`access_token=a&access_token=b`:                            badResponse,
+		`{"access_token":"a"` + strings.Repeat(" ", maxBody) + `}`: badResponse,
 
 		// no access token
 		`{}`:                               badResponse,
@@ -228,12 +228,12 @@ func TestAnswersOf200ThatAreNone(t *testing.T) {
 		`{"refresh_token":"a","error":""}`: badResponse,
 
 		// no bearer token
-		`{"access_token":"a","token_type":"DPoP"}`: notBearer,
-		`{"access_token":"a","token_type":"dpop"}`: notBearer,
-		`{"access_token":"a","token_type":"mac"}`:  notBearer,
-		`{"access_token":"a","token_type":"MAC"}`:  notBearer,
-		`{"access_token":"a","token_type":"PoP"}`:  notBearer,
-		`{"access_token":"a","token_type":"N_A"}`:  notBearer,
+		`{"access_token":"a","token_type":"DPoP"}`: otherType,
+		`{"access_token":"a","token_type":"dpop"}`: otherType,
+		`{"access_token":"a","token_type":"mac"}`:  otherType,
+		`{"access_token":"a","token_type":"MAC"}`:  otherType,
+		`{"access_token":"a","token_type":"PoP"}`:  otherType,
+		`{"access_token":"a","token_type":"N_A"}`:  otherType,
 	} {
 		t.Run(body[:min(len(body), 60)], func(t *testing.T) {
 			r.answer = body
@@ -333,10 +333,21 @@ func TestDPoPIsNamedAsTheTrouble(t *testing.T) {
 	srv := &granttest.Server{}
 	srv.Always(granttest.Status(400, `{"error":"use_dpop_nonce","error_description":"Authorization server requires nonce in DPoP proof"}`))
 	address := serve(t, srv) + "/oauth/token"
-	wantOutcome(t, address, notBearer)
+	wantOutcome(t, address, otherType)
 	_, err := clientOf(t, address, Config{}).ClientCredentials(t.Context())
 	if !strings.Contains(err.Error(), "DPoP (RFC 9449)") {
 		t.Errorf("%v does not say so", err)
+	}
+}
+
+func TestATokenOfAnotherTypeIsRefusedInWords(t *testing.T) {
+	r := &recorder{}
+	address := serve(t, r)
+	for tokenType, want := range map[string]string{"DPoP": "DPoP (RFC 9449)", "mac": "MAC token", "PoP": "bound to a key", "N_A": "not an access token"} {
+		r.answer = `{"access_token":"a","token_type":"` + tokenType + `"}`
+		if _, err := clientOf(t, address, Config{}).ClientCredentials(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: got %v, want %q", tokenType, err, want)
+		}
 	}
 }
 

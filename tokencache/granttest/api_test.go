@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 
@@ -130,3 +131,31 @@ func TestChecksLateRefusesATokenThatDiedMeanwhile(t *testing.T) {
 }
 
 // Faults.
+
+func TestARevocationNeedsATokenAndItsClient(t *testing.T) {
+	srv := granttest.Makini("id", "secret")
+	pair := fullGrant(t, srv)
+	for _, tt := range []struct {
+		form url.Values
+		want int
+	}{
+		{url.Values{"client_id": {"id"}, "client_secret": {"secret"}}, 400},
+		{url.Values{"client_id": {"id"}, "client_secret": {"wrong"}, "token": {pair.access()}}, 403},
+		{url.Values{"client_id": {"id"}, "client_secret": {"secret"}, "token": {"unknown"}}, 200},
+		{url.Values{"client_id": {"id"}, "client_secret": {"secret"}, "token": {pair.access()}}, 200},
+	} {
+		if !srv.Valid(pair.access()) {
+			t.Errorf("dead before %v", tt.form)
+		}
+		w := httptest.NewRecorder()
+		r := httptest.NewRequest("POST", "/revoke", strings.NewReader(tt.form.Encode()))
+		r.Header.Set("Content-Type", formType)
+		srv.RevocationEndpoint().ServeHTTP(w, r)
+		if w.Code != tt.want {
+			t.Errorf("%v: got %d %s, want %d", tt.form, w.Code, w.Body, tt.want)
+		}
+	}
+	if srv.Valid(pair.access()) || srv.Stats().Revoked != 1 {
+		t.Errorf("alive: %v, revoked: %d", srv.Valid(pair.access()), srv.Stats().Revoked)
+	}
+}

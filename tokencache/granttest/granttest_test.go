@@ -39,7 +39,7 @@ func Example() {
 	// Output:
 	// 429 Too Many Requests, Retry-After "7"
 	// 200 OK, Retry-After ""
-	// {Requests:2 ClientCredentials:2 RefreshToken:0 Granted:1 Refused:0 MostAtOnce:1 APIServed:0 APIRefused:0}
+	// {Requests:2 ClientCredentials:2 RefreshToken:0 Granted:1 Refused:0 MostAtOnce:1 Revoked:0 APIServed:0 APIRefused:0}
 }
 
 // The full and the refresh grant.

@@ -157,6 +157,8 @@ type Stats struct {
 	// client has left is in flight until the connection is seen to close.
 	MostAtOnce int
 
+	Revoked int // tokens that a client had revoked
+
 	APIServed  int // API requests let through
 	APIRefused int // API requests answered 401
 }
