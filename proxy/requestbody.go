@@ -17,6 +17,7 @@ import (
 // long made its copy of the request.
 type requestBody struct {
 	io.Reader
+	client  *clientBody // nil: there is time
 	in, out http.Header // trailers
 	ended   atomic.Bool
 	broken  atomic.Bool
@@ -24,6 +25,7 @@ type requestBody struct {
 
 func newRequestBody(pr *httputil.ProxyRequest) *requestBody {
 	b := &requestBody{Reader: pr.Out.Body}
+	b.client, _ = pr.In.Body.(*clientBody)
 	if len(pr.In.Trailer) > 0 {
 		b.in, b.out = pr.In.Trailer, http.Header{}
 		for name := range pr.In.Trailer {
@@ -51,14 +53,21 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// hangUp has the connection to the client closed after an answer that comes
-// before the end of the client's body. That also lets the answer go out at
-// once: the server would else read the rest of the body first.
-func hangUp(answer http.Header, out *http.Request) {
-	if out == nil || out.Body == nil || out.ProtoMajor != 1 {
+// answered lets a client that is still sending its body take its time. Over
+// HTTP/1 its connection is closed after such an early answer, which lets it go
+// out at once: the server would else read the rest of the body first.
+func answered(answer http.Header, out *http.Request) {
+	if out == nil || out.Body == nil {
 		return
 	}
-	if body := bodyOf(out); body == nil || !body.ended.Load() {
+	body := bodyOf(out)
+	if body != nil && body.ended.Load() {
+		return
+	}
+	if body != nil && body.client != nil {
+		body.client.hasAnswer()
+	}
+	if out.ProtoMajor == 1 {
 		answer.Set("Connection", "close")
 	}
 }
