@@ -30,6 +30,7 @@ type app struct {
 
 	inFlight proxy.InFlight // requests, and the tunnels that some become
 	cutOff   context.CancelFunc
+	quit     chan struct{} // closed when the admin port is told to
 }
 
 // newApp wires the sidecar. adapt, if not nil, may change the transports to
@@ -53,7 +54,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		adapt(upstreamTransport)
 	}
 
-	a := &app{cfg: cfg, log: log}
+	a := &app{cfg: cfg, log: log, quit: make(chan struct{})}
 	if cfg.ClientSecretFile != "" {
 		a.secret = &secretFile{path: cfg.ClientSecretFile}
 	}
@@ -70,12 +71,14 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		Log:           log,
 		Recorder:      m,
 	})
-	a.proxy = server(log, a.counted(proxy.New(proxy.Config{
+	a.proxy = server(cfg, log, a.counted(proxy.New(proxy.Config{
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
 		Transport:    upstreamTransport,
 		Unrepeatable: unrepeatable,
 		MaxInFlight:  cfg.MaxInFlight,
+		Guard:        cfg.guard(),
+		BodyPatience: cfg.StallTimeout,
 		Log:          log,
 		Recorder:     m,
 	})))
@@ -83,7 +86,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }
 	a.cutOff = cutOff
 	a.probe = &probes{tokens: a.cache}
-	a.admin = server(log, adminHandler(a.probe, reg))
+	a.admin = server(cfg, log, adminHandler(a.probe, reg, a.onQuit()))
 	return a
 }
 
@@ -135,7 +138,7 @@ func (a *app) newClient(transport http.RoundTripper, rec grant.Recorder) *grant.
 
 // server bounds what a client can do before its request is understood. There
 // is no limit to a whole request, since bodies may be streams.
-func server(log *zap.Logger, h http.Handler) *http.Server {
+func server(cfg config, log *zap.Logger, h http.Handler) *http.Server {
 	// A panic in a handler must be seen; a line a minute of each kind is enough.
 	sampled := log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
@@ -146,10 +149,12 @@ func server(log *zap.Logger, h http.Handler) *http.Server {
 	}
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		ReadHeaderTimeout: cfg.HeaderTimeout,
+		IdleTimeout:       cfg.IdleTimeout,
+		MaxHeaderBytes:    cfg.MaxHeaderBytes,
 		ErrorLog:          errorLog,
+		// OPTIONS * is for the handler to refuse.
+		DisableGeneralOptionsHandler: true,
 	}
 }
 
@@ -164,8 +169,8 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 		running.Go(func() { a.secret.watch(background, a.cache.Renew) })
 	}
 	failed := make(chan error, 2)
-	proxyListener = newConnections(a.cfg.MaxConnections).limit(a.proxy, halfCloseListener{proxyListener})
-	adminListener = newConnections(adminConnections).limit(a.admin, adminListener)
+	proxyListener = newConnections(a.cfg.MaxConnections).limit(a.proxy, halfCloseListener{stallListener{proxyListener, a.cfg.StallTimeout}})
+	adminListener = newConnections(adminConnections).limit(a.admin, stallListener{adminListener, a.cfg.StallTimeout})
 	go func() { failed <- a.proxy.Serve(proxyListener) }()
 	go func() { failed <- a.admin.Serve(adminListener) }()
 
@@ -173,11 +178,21 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
+	case <-a.quit:
 	}
 	a.shutdown()
 	stopBackground()
 	running.Wait()
 	return err
+}
+
+// onQuit returns what the admin port does when it is told to quit; nil: it
+// cannot be told.
+func (a *app) onQuit() func() {
+	if !a.cfg.AdminQuit {
+		return nil
+	}
+	return sync.OnceFunc(func() { close(a.quit) })
 }
 
 // shutdown waits until requests in flight have ended, or cuts them off.
