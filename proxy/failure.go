@@ -41,7 +41,7 @@ func (h *handler) fail(w http.ResponseWriter, r *http.Request, err error) {
 		}
 		panic(http.ErrAbortHandler) // or the server would answer 200, for one who only closed his half
 	}
-	answered(w.Header(), r)
+	hangUp(w.Header(), r)
 	h.answer(w, f, err)
 }
 

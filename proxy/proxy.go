@@ -88,7 +88,7 @@ func New(cfg Config) http.Handler {
 		Rewrite:        h.rewrite,
 		Transport:      &bearer{tokens: cfg.Tokens, next: cfg.Transport, unrepeatable: cfg.Unrepeatable, recorder: cfg.Recorder, log: h.log},
 		BufferPool:     &bufferPool{},
-		ModifyResponse: func(resp *http.Response) error { answered(resp.Header, resp.Request); return nil },
+		ModifyResponse: h.answered,
 		ErrorHandler:   h.fail,
 		ErrorLog:       stdLog(h.log),
 	}
@@ -134,19 +134,37 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.inFlight.Add(-1)
 	askForNoUpgradeButWebSocket(r)
 	if h.patience > 0 && r.ContentLength != 0 {
-		r.Body = &clientBody{ReadCloser: r.Body, client: w, patience: h.patience, start: start}
+		body := &clientBody{ReadCloser: r.Body, client: w, patience: h.patience}
+		r.Body = body
+		defer body.handBack()
 	}
 	h.reverse.ServeHTTP(observed, r)
 	aborted = false
 }
 
-// refuse answers a request that may not enter. A body is not waited for.
+// answered is told of every answer of the upstream.
+func (h *handler) answered(resp *http.Response) error {
+	if resp.Request == nil { // as from a transport that is not net/http's
+		return nil
+	}
+	hangUp(resp.Header, resp.Request)
+	if body := bodyOf(resp.Request); body != nil && body.client != nil {
+		body.client.relax(false)
+	}
+	return nil
+}
+
+// refuse answers a request that may not enter. Its body is of no interest, but
+// the server reads some of it even so.
 func (h *handler) refuse(w http.ResponseWriter, r *http.Request, f *failure) {
 	if f == refusedMethod {
 		w.Header().Set("Allow", h.guard.allow)
 	}
-	if r.ContentLength != 0 && r.ProtoMajor == 1 {
-		w.Header().Set("Connection", "close")
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(shedPatience))
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close")
+		}
 	}
 	h.answer(w, *f, nil)
 }

@@ -53,21 +53,14 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// answered lets a client that is still sending its body take its time. Over
-// HTTP/1 its connection is closed after such an early answer, which lets it go
-// out at once: the server would else read the rest of the body first.
-func answered(answer http.Header, out *http.Request) {
-	if out == nil || out.Body == nil {
+// hangUp has the connection to the client closed after an answer that comes
+// before the end of the client's body. That also lets the answer go out at
+// once: the server would else read the rest of the body first.
+func hangUp(answer http.Header, out *http.Request) {
+	if out.Body == nil || out.ProtoMajor != 1 {
 		return
 	}
-	body := bodyOf(out)
-	if body != nil && body.ended.Load() {
-		return
-	}
-	if body != nil && body.client != nil {
-		body.client.hasAnswer()
-	}
-	if out.ProtoMajor == 1 {
+	if body := bodyOf(out); body == nil || !body.ended.Load() {
 		answer.Set("Connection", "close")
 	}
 }

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
@@ -15,52 +15,94 @@ type clientBody struct {
 	io.ReadCloser
 	client   http.ResponseWriter
 	patience time.Duration
-	start    time.Time
-	due      atomic.Int64 // when patience ends, since start; 0: never
-	answered atomic.Bool
+	reading  sync.Mutex // held while it is read
+
+	mu    sync.Mutex
+	due   time.Time // when patience ends; zero: never
+	calm  bool      // there is an answer, or no more to come
+	ended bool      // there is no more to come
+	over  bool      // it is the server's again
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
-	if !b.answered.Load() {
-		b.hurry()
-		if b.answered.Load() { // only now, perhaps
-			b.relax()
-		}
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	if !b.hurry() {
+		return 0, errClosed
 	}
 	n, err := b.ReadCloser.Read(p)
 	switch {
 	case err == nil:
-		b.due.Store(0)
+		b.thank()
 	case errors.Is(err, io.EOF):
-		b.relax() // the server goes on to read, to find out whether the client leaves
+		b.relax(true)
 	}
 	return n, err
 }
 
-func (b *clientBody) hurry() {
-	now := time.Now()
-	b.due.Store(int64(now.Sub(b.start) + b.patience))
-	b.setDeadline(now.Add(b.patience))
+// hurry begins a term of patience, unless it is too late to read.
+func (b *clientBody) hurry() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.calm && !b.over {
+		b.due = time.Now().Add(b.patience)
+		b.setDeadline(b.due)
+	}
+	return !b.over
 }
 
-func (b *clientBody) relax() {
-	b.due.Store(0)
-	b.setDeadline(time.Time{})
+// thank ends a term of patience in time.
+func (b *clientBody) thank() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.due = time.Time{}
 }
 
-func (b *clientBody) setDeadline(t time.Time) {
-	_ = http.NewResponseController(b.client).SetReadDeadline(t)
-}
-
-// hasAnswer says that there is an answer.
-func (b *clientBody) hasAnswer() {
-	b.answered.Store(true)
-	b.relax()
+// relax says that there is an answer, or that there is no more to come. In
+// that case the server goes on to read, to find out whether the client leaves.
+func (b *clientBody) relax(ended bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over && !b.ended {
+		b.setDeadline(time.Time{})
+	}
+	b.due, b.calm, b.ended = time.Time{}, true, b.ended || ended
 }
 
 // stalled reports whether patience has ended. The server takes that for a
 // client that has left, and cancels the request before the reader is told.
 func (b *clientBody) stalled() bool {
-	due := b.due.Load()
-	return due > 0 && int64(time.Since(b.start)) >= due
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.stalledLocked()
+}
+
+func (b *clientBody) stalledLocked() bool { return !b.due.IsZero() && !time.Now().Before(b.due) }
+
+// handBack leaves the rest to the server. That reads a good deal of it even if
+// the connection will be closed, and would wait for it without end. If it found
+// a reader it would send him away, and our deadline with him.
+func (b *clientBody) handBack() {
+	if b.finish() {
+		return
+	}
+	b.setDeadline(longAgo)
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	b.setDeadline(time.Now().Add(b.patience))
+}
+
+var longAgo = time.Unix(1, 0)
+
+// finish lets nobody read any more, and reports whether there is nothing left
+// to read, or nothing left to wait for.
+func (b *clientBody) finish() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
+	return b.ended || b.stalledLocked()
+}
+
+func (b *clientBody) setDeadline(t time.Time) {
+	_ = http.NewResponseController(b.client).SetReadDeadline(t)
 }

@@ -71,6 +71,36 @@ func TestAClientThatSendsNothingOfItsBodyIsGivenUp(t *testing.T) {
 	}
 }
 
+// The server reads what is left of a body, even where it will close the
+// connection.
+func TestWhatIsLeftOfABodyIsNotWaitedForInVain(t *testing.T) {
+	for begin, want := range map[string]struct {
+		status int
+		within time.Duration
+	}{
+		"POST /":      {http.StatusForbidden, patience},
+		"POST /a/../": {http.StatusBadRequest, 5 * time.Second},
+	} {
+		t.Run(begin, func(t *testing.T) {
+			refuse := func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Connection", "close") // or it would read the body first
+				w.WriteHeader(http.StatusForbidden)
+			}
+			withClient(t, refuse, func(t *testing.T, client net.Conn, from *bufio.Reader, recorder *recorder) {
+				start := time.Now()
+				say(t, client, begin+" HTTP/1.1\r\nHost: app\r\nContent-Length: 100\r\n\r\nbegun")
+				if got := answer(t, from, "POST").StatusCode; got != want.status || time.Since(start) > 0 {
+					t.Errorf("status = %d after %v, want %d at once", got, time.Since(start), want.status)
+				}
+				_, err := io.Copy(io.Discard, from)
+				if took := time.Since(start); err != nil || took > want.within+time.Second {
+					t.Errorf("closed after %v, %v, want %v", took, err, want.within)
+				}
+			})
+		})
+	}
+}
+
 func TestASlowBodyArrivesWhole(t *testing.T) {
 	echo := func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
