@@ -137,7 +137,7 @@ func TestOddPathsThatCannotBeSentAsTheyAreAreRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := start(t, "http://api.test", proxy.Config{Transport: proxy.NewTransport(proxy.TransportConfig{Proxy: http.ProxyURL(target)})})
+	s := start(t, "http://api.test", proxy.Config{ViaProxy: true, Transport: proxy.NewTransport(proxy.TransportConfig{Proxy: http.ProxyURL(target)})})
 	for path, want := range map[string]int{"/a%2Fb|c": http.StatusBadRequest, "/a%2Fb": http.StatusOK} {
 		_, from := s.dial(t, "GET "+path+" HTTP/1.1\r\nHost: app\r\n\r\n")
 		if got := answer(t, from, "GET").StatusCode; got != want {

@@ -49,6 +49,9 @@ type Config struct {
 	Upstream  *url.URL
 	Tokens    TokenSource
 	Transport http.RoundTripper // nil: NewTransport(TransportConfig{})
+	// ViaProxy says that Transport has a proxy. For an http upstream that wants
+	// whole URLs, which cannot hold every path that may be sent otherwise.
+	ViaProxy bool
 	// Unrepeatable counts the requests that have a token and no answer yet,
 	// and whose bodies may be too large to be sent again: if their token is
 	// killed now, the app sees a 401 that no replay can mend. nil: nobody asks.
@@ -79,7 +82,8 @@ func New(cfg Config) http.Handler {
 		cfg.Recorder = noRecorder{}
 	}
 	h := &handler{upstream: cfg.Upstream, guard: cfg.Guard.rules(), recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64, patience: cfg.BodyPatience}
-	h.guard.verbatim = func(path string) bool { return !sendsURLs(cfg) && !isNetworkPath(h.base()+path) }
+	wholeURLs := cfg.ViaProxy && cfg.Upstream.Scheme == "http"
+	h.guard.verbatim = func(path string) bool { return !wholeURLs && !isNetworkPath(h.base()+path) }
 	if cfg.MaxInFlight > 0 {
 		h.maxInFlight = int64(cfg.MaxInFlight)
 	}
@@ -231,12 +235,6 @@ func (h *handler) base() string { return strings.TrimSuffix(h.upstream.EscapedPa
 // isNetworkPath reports whether net/http would take path for more than a path
 // if it were a URL's Opaque.
 func isNetworkPath(path string) bool { return strings.HasPrefix(path, "//") }
-
-// sendsURLs reports whether requests go to a proxy that wants whole URLs.
-func sendsURLs(cfg Config) bool {
-	t, ok := cfg.Transport.(*http.Transport)
-	return ok && t.Proxy != nil && cfg.Upstream.Scheme == "http"
-}
 
 // response notes the status of the answer.
 type response struct {

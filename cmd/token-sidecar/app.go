@@ -75,6 +75,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
 		Transport:    upstreamTransport,
+		ViaProxy:     cfg.UpstreamProxyURL.proxy != nil,
 		Unrepeatable: unrepeatable,
 		MaxInFlight:  cfg.MaxInFlight,
 		Guard:        cfg.guard(),
