@@ -26,6 +26,8 @@ import (
 // config is everything that can be configured. It is read from the
 // environment here and nowhere else, and goes no further than this package.
 type config struct {
+	ConfigDir string `env:"CONFIG_DIR" help:"A folder of files, each named after a variable and holding its value, such as a mounted Secret or ConfigMap. What the environment sets goes first. A secret in it can be rotated in place, as in CLIENT_SECRET_FILE."`
+
 	UpstreamURL upstreamURL `env:"UPSTREAM_URL" help:"Where requests go: the API's base URL, such as https://api.example.com/v1. Required."`
 	TokenURL    endpointURL `env:"TOKEN_URL" help:"The authorization server's token endpoint. Required."`
 
@@ -87,14 +89,18 @@ type config struct {
 
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"25s" help:"After SIGTERM, and SHUTDOWN_DELAY, how long requests in flight may take to end. Then they are cut off."`
 	LogLevel     logLevel      `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error."`
+
+	unknownFiles []string // in ConfigDir
 }
 
-// loadConfig reads the configuration from an environment. Its error tells all
+// loadConfig reads the configuration from an environment, and from the files
+// that it names. Its error tells all
 // faults at once, each with its variable and what would be right, and shows no
 // value that may be secret.
 func loadConfig(environ map[string]string) (config, error) {
 	var cfg config
 	f := faults{}
+	environ, cfg.unknownFiles = withFiles(environ, f)
 	f.addParseErrors(env.ParseWithOptions(&cfg, env.Options{Environment: environ, FuncMap: map[reflect.Type]env.ParserFunc{
 		reflect.TypeFor[time.Duration](): parse(time.ParseDuration, "want a duration, such as 10s or 5m"),
 		reflect.TypeFor[bool]():          parse(strconv.ParseBool, "want true or false"),
@@ -436,6 +442,9 @@ func variables() []variable {
 	var all []variable
 	for field := range reflect.TypeFor[config]().Fields() {
 		name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+		if name == "" {
+			continue
+		}
 		all = append(all, variable{field.Name, name, field.Tag.Get("envDefault"), field.Tag.Get("help")})
 	}
 	return all

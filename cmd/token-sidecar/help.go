@@ -9,6 +9,9 @@ func printHelp(w io.Writer) {
 	fmt.Fprint(w, `Adds OAuth 2.0 bearer tokens to the requests of an app that cannot.
 
 Usage: token-sidecar            run, configured by the environment
+       token-sidecar probe [PATH or URL]
+                                exit with 0 if a GET is answered with success;
+                                by default of /readyz on ADMIN_ADDRESS
        token-sidecar version    print the version
        token-sidecar help       print this
 

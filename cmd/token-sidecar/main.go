@@ -29,6 +29,9 @@ func main() {
 }
 
 func command(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == "probe" {
+		return exitCode(probe(environment(), args[1:], stdout), stderr)
+	}
 	switch strings.Join(args, " ") {
 	case "":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -41,7 +44,7 @@ func command(args []string, stdout, stderr io.Writer) int {
 		printHelp(stdout)
 		return 0
 	}
-	fmt.Fprintf(stderr, "token-sidecar: unknown command %q: run it without arguments, or with version or help\n", strings.Join(args, " "))
+	fmt.Fprintf(stderr, "token-sidecar: unknown command %q: run it without arguments, or with probe, version or help\n", strings.Join(args, " "))
 	return 2
 }
 
@@ -92,6 +95,9 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 		zap.Stringer("address", proxyListener.Addr()), zap.Stringer("admin_address", adminListener.Addr()),
 		zap.Stringer("upstream", cfg.UpstreamURL), zap.String("token_endpoint_host", cfg.TokenURL.Host),
 		zap.Int("max_in_flight", c.inFlight), zap.Int("max_connections", c.connections))
+	if len(cfg.unknownFiles) > 0 {
+		log.Warn("files in CONFIG_DIR are named like no variable, and are not read", zap.Strings("files", cfg.unknownFiles))
+	}
 	err = newApp(cfg, log, adapt).serve(ctx, proxyListener, adminListener)
 	log.Info("stopped", zap.Error(err))
 	return err

@@ -6,11 +6,15 @@
 // sidecar, sends one plain request through it, and stays up to be played with.
 // The demo's tokens live for 20 seconds, and each refresh kills the pair
 // before it, so there is something to watch.
+//
+// With -serve it only serves the demo, for a sidecar that runs elsewhere, such
+// as in a cluster: its client is demo-client, with the secret demo-secret.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -22,22 +26,35 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
 func main() {
+	address := flag.String("serve", "", "serve the demo at this `address`, and show nothing")
+	life := flag.Duration("life", 20*time.Second, "how long the demo's tokens live")
+	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	defer stop()
-	if err := show(ctx, os.Stdout); err != nil && ctx.Err() == nil {
+	run := func() error { return show(ctx, os.Stdout, *life) }
+	if *address != "" {
+		run = func() error { return serve(ctx, *address, *life) }
+	}
+	if err := run(); err != nil && ctx.Err() == nil {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
 		os.Exit(1)
 	}
 }
 
+func serve(ctx context.Context, address string, life time.Duration) error {
+	if _, err := startDemo(ctx, address, life); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
 // show runs the demonstration on out until ctx is done.
-func show(ctx context.Context, out io.Writer) error {
-	demo, err := startDemo(ctx)
+func show(ctx context.Context, out io.Writer, life time.Duration) error {
+	demo, err := startDemo(ctx, "127.0.0.1:0", life)
 	if err != nil {
 		return err
 	}
@@ -81,37 +98,6 @@ Every line below is the sidecar's own log. Ctrl-C ends the demonstration.
 	case err := <-sidecar.done:
 		return errors.Join(errors.New("the sidecar has stopped"), err)
 	}
-}
-
-// demo is the outside world.
-type demo struct{ url string }
-
-func startDemo(ctx context.Context) (*demo, error) {
-	provider := granttest.Makini("demo-client", "demo-secret")
-	provider.Life, provider.RefreshLife = 20*time.Second, time.Minute
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	d := &demo{url: "http://" + listener.Addr().String()}
-	mux := http.NewServeMux()
-	mux.Handle("POST /oauth/token", provider.TokenEndpoint())
-	mux.Handle("/", provider.Protect(http.HandlerFunc(serveAPI)))
-	mux.HandleFunc("POST /demo/revoke", func(http.ResponseWriter, *http.Request) { provider.Revoke() })
-	mux.HandleFunc("POST /demo/outage", func(http.ResponseWriter, *http.Request) {
-		provider.Always(granttest.Status(http.StatusInternalServerError, "out of order"))
-		time.AfterFunc(30*time.Second, func() { provider.Always(nil) })
-	})
-	server := &http.Server{Handler: mux}
-	context.AfterFunc(ctx, func() { _ = server.Close() })
-	go func() { _ = server.Serve(listener) }()
-	return d, nil
-}
-
-// serveAPI says what it was sent, but for the secret part of the token.
-func serveAPI(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Content-Type", "application/json")
-	fmt.Fprintf(w, `{"request": "%s %s", "authorization": "%.18s..."}`+"\n", r.Method, r.URL.EscapedPath(), r.Header.Get("Authorization"))
 }
 
 // sidecar is a running token-sidecar.

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestQuickstartShowsTheSidecarAtWork(t *testing.T) {
@@ -14,7 +15,7 @@ func TestQuickstartShowsTheSidecarAtWork(t *testing.T) {
 	out, in := io.Pipe()
 	done := make(chan error)
 	go func() {
-		err := show(ctx, in)
+		err := show(ctx, in, 20*time.Second)
 		in.Close()
 		done <- err
 	}()
