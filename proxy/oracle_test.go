@@ -21,7 +21,6 @@ import (
 	"time"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
-	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
 // originHost is what the upstream is called by.
@@ -31,7 +30,6 @@ const originHost = "origin.test"
 // exactly what it is told to, and an origin that looks at every byte. All of
 // it is in memory, one request to the origin by connection.
 type trial struct {
-	local    *granttest.Pipe
 	clients  chan net.Conn
 	origins  sync.WaitGroup
 	mu       sync.Mutex
