@@ -17,11 +17,12 @@ type clientBody struct {
 	patience time.Duration
 	reading  sync.Mutex // held while it is read
 
-	mu    sync.Mutex
-	due   time.Time // when patience ends; zero: never
-	calm  bool      // there is an answer, or no more to come
-	ended bool      // there is no more to come
-	over  bool      // it is the server's again
+	mu       sync.Mutex
+	deadline time.Time // of the connection
+	waiting  bool      // for the client, who has to hurry
+	calm     bool      // there is an answer, or no more to come
+	ended    bool      // there is no more to come
+	over     bool      // it is the server's again
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
@@ -40,22 +41,27 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// hurry begins a term of patience, unless it is too late to read.
+// hurry begins a wait for the client, unless it is too late to read. To set a
+// deadline costs more than most reads, so it is a quarter too late, and then
+// good for several of them.
 func (b *clientBody) hurry() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.calm && !b.over {
-		b.due = time.Now().Add(b.patience)
-		b.setDeadline(b.due)
+		b.waiting = true
+		if now := time.Now(); b.deadline.Sub(now) < b.patience {
+			b.deadline = now.Add(b.patience + b.patience/4)
+			b.setDeadline(b.deadline)
+		}
 	}
 	return !b.over
 }
 
-// thank ends a term of patience in time.
+// thank ends a wait that was worth it.
 func (b *clientBody) thank() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.due = time.Time{}
+	b.waiting = false
 }
 
 // relax says that there is an answer, or that there is no more to come. In
@@ -66,7 +72,7 @@ func (b *clientBody) relax(ended bool) {
 	if !b.over && !b.ended {
 		b.setDeadline(time.Time{})
 	}
-	b.due, b.calm, b.ended = time.Time{}, true, b.ended || ended
+	b.waiting, b.calm, b.ended = false, true, b.ended || ended
 }
 
 // stalled reports whether patience has ended. The server takes that for a
@@ -77,7 +83,7 @@ func (b *clientBody) stalled() bool {
 	return b.stalledLocked()
 }
 
-func (b *clientBody) stalledLocked() bool { return !b.due.IsZero() && !time.Now().Before(b.due) }
+func (b *clientBody) stalledLocked() bool { return b.waiting && !time.Now().Before(b.deadline) }
 
 // handBack leaves the rest to the server. That reads a good deal of it even if
 // the connection will be closed, and would wait for it without end. If it found
