@@ -67,7 +67,7 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		}),
 		inFlight: gauge("requests_in_flight", "Requests being served now."),
 		failed: counters("request_errors_total",
-			"Requests that the sidecar answered itself, or whose answer was not whole, by reason: token_unavailable (503), upstream_unreachable (502), upstream_timeout (504), upstream_broke_off (after the answer had begun; the connection to the app was cut), request_body (400, the client's body broke off), overloaded (503, MAX_IN_FLIGHT requests were being served).", "reason"),
+			"Requests that the sidecar answered itself, or whose answer was not whole, by reason: token_unavailable (503), upstream_unreachable (502), upstream_timeout (504), upstream_broke_off (after the answer had begun; the connection to the app was cut), request_body (400, the client's body broke off), request_stalled (408, nothing came of the client's body for STALL_TIMEOUT), overloaded (503, MAX_IN_FLIGHT requests were being served), method_refused (405), target_refused (400, no path, or one with dot segments or control characters), host_refused (421, Host shows a name that is not the sidecar's: see ALLOWED_HOSTS), header_refused (400, an underscore in a field name: see ALLOW_UNDERSCORE_HEADERS), path_refused (403, not in ALLOWED_PATHS).", "reason"),
 	}
 	m.refusals = counters("token_refusals_total",
 		"Answers 401 of the upstream on account of the token, by what was done: replayed (sent again with another token), not_repeatable (the body was too large to be kept for that), no_other_token (none was to be had), muted (none was asked for, since a fresh one was refused as well). Answers to what was replayed are not looked at again; all other reached the app.", "outcome")

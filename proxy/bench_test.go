@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
 )
@@ -25,7 +26,9 @@ import (
 
 func BenchmarkProxy(b *testing.B) {
 	benchmark(b, func(upstream *url.URL) http.Handler {
-		return proxy.New(proxy.Config{Upstream: upstream, Tokens: &tokens{token: canary}})
+		return proxy.New(proxy.Config{
+			Upstream: upstream, Tokens: &tokens{token: canary}, Guard: proxy.Guard{Hosts: []string{"127.0.0.1", "app"}}, BodyPatience: time.Minute,
+		})
 	})
 }
 

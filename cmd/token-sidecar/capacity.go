@@ -22,6 +22,7 @@ const (
 	// and files, lookups, token requests, a connection that waits for room.
 	ownDescriptors   = 32
 	adminConnections = 8 // out of those
+	debugConnections = 2 // as well
 )
 
 // A capacity is how much the sidecar takes on at a time; 0: no limit.

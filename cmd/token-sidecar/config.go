@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"reflect"
 	"regexp"
@@ -17,6 +18,7 @@ import (
 	"github.com/caarlos0/env/v11"
 	"go.uber.org/zap/zapcore"
 
+	"github.com/token-sidecar/token-sidecar/proxy"
 	"github.com/token-sidecar/token-sidecar/tokencache"
 	"github.com/token-sidecar/token-sidecar/tokencache/grant"
 )
@@ -66,6 +68,18 @@ type config struct {
 
 	ListenAddress string `env:"LISTEN_ADDRESS" envDefault:"127.0.0.1:8080" help:"Where the app sends its requests to."`
 	AdminAddress  string `env:"ADMIN_ADDRESS" envDefault:"127.0.0.1:9090" help:"Where /livez, /readyz, /startupz and /metrics are served."`
+	AdminQuit     bool   `env:"ADMIN_QUIT" envDefault:"false" help:"Whether POST /quitquitquit on ADMIN_ADDRESS ends the sidecar as SIGTERM does, for Jobs on clusters without native sidecars."`
+	DebugAddress  string `env:"DEBUG_ADDRESS" help:"Where Go's profiles are served, below /debug/pprof/: a loopback address. By default nowhere."`
+
+	AllowedHosts           commaList `env:"ALLOWED_HOSTS" help:"Names, separated by commas, by which the sidecar may be called in Host beside localhost, loopback addresses and the host of LISTEN_ADDRESS, such as those of a Service before it; * for any. Where LISTEN_ADDRESS has no host every address will do, but no name."`
+	AllowedMethods         commaList `env:"ALLOWED_METHODS" help:"The methods that may be used, separated by commas. By default all but CONNECT, TRACE and TRACK, which never are."`
+	AllowedPaths           commaList `env:"ALLOWED_PATHS" help:"The paths that may be asked for, with what is below them, separated by commas: as the app has them, so without the path of UPSTREAM_URL, and not percent-encoded. By default all."`
+	AllowUnderscoreHeaders bool      `env:"ALLOW_UNDERSCORE_HEADERS" envDefault:"false" help:"Whether requests may have header names with an underscore, which many servers cannot tell from a hyphen."`
+
+	MaxHeaderBytes int           `env:"MAX_HEADER_BYTES" envDefault:"65536" help:"The most that the head of a request may take, and 4096 more."`
+	HeaderTimeout  time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"The most that the head of a request may take to come."`
+	IdleTimeout    time.Duration `env:"IDLE_TIMEOUT" envDefault:"1m" help:"How long an idle connection of a client is kept."`
+	StallTimeout   time.Duration `env:"STALL_TIMEOUT" envDefault:"1m" help:"How long a client may send nothing of a body that is not answered yet, or take nothing of what is there for it, before it is cut off; 0: for ever. Long polls, streams and websockets may pause for as long as they like."`
 
 	AllowRemoteClients bool `env:"ALLOW_REMOTE_CLIENTS" envDefault:"false" help:"Permits a LISTEN_ADDRESS beyond loopback. Whoever reaches it acts with your credentials."`
 	AllowPlainHTTP     bool `env:"ALLOW_PLAIN_HTTP" envDefault:"false" help:"Permits http:// to other machines, for UPSTREAM_URL, TOKEN_URL, REFRESH_URL and REVOCATION_URL. Whoever is on the way reads the credentials."`
@@ -144,18 +158,22 @@ func (c *config) validate(f faults) {
 	for name, d := range map[string]time.Duration{
 		"TOKEN_REQUEST_TIMEOUT": c.TokenRequestTimeout, "DEFAULT_LIFETIME": c.DefaultLifetime, "MIN_REFRESH_INTERVAL": c.MinRefreshInterval,
 		"UPSTREAM_CONNECT_TIMEOUT": c.UpstreamConnectTimeout, "UPSTREAM_IDLE_TIMEOUT": c.UpstreamIdleTimeout,
+		"HEADER_TIMEOUT": c.HeaderTimeout, "IDLE_TIMEOUT": c.IdleTimeout,
 	} {
 		f.unless(d > 0, name, "want a duration above 0, such as 10s")
 	}
 	for name, d := range map[string]time.Duration{
 		"MAX_LIFETIME": c.MaxLifetime, "EXPIRY_LEEWAY": c.ExpiryLeeway, "TOKEN_WAIT": c.TokenWait,
 		"UPSTREAM_RESPONSE_TIMEOUT": c.UpstreamResponseTimeout, "DRAIN_TIMEOUT": c.DrainTimeout, "SHUTDOWN_DELAY": c.ShutdownDelay,
+		"STALL_TIMEOUT": c.StallTimeout,
 	} {
 		f.unless(d >= 0, name, "want a duration of 0 or more, such as 10s")
 	}
 	for name, n := range map[string]int{"MAX_IN_FLIGHT": c.MaxInFlight, "MAX_CONNECTIONS": c.MaxConnections} {
 		f.unless(n >= 0, name, "want a number of 0 or more")
 	}
+	f.unless(c.MaxHeaderBytes >= 1024, "MAX_HEADER_BYTES", "want a number of 1024 or more")
+	c.validateGuard(f)
 	for name, address := range map[string]string{"LISTEN_ADDRESS": c.ListenAddress, "ADMIN_ADDRESS": c.AdminAddress} {
 		_, port, err := net.SplitHostPort(address)
 		_, portErr := strconv.ParseUint(port, 10, 16)
@@ -163,6 +181,32 @@ func (c *config) validate(f faults) {
 	}
 	_, port, _ := net.SplitHostPort(c.AdminAddress)
 	f.unless(c.AdminAddress != c.ListenAddress || port == "0", "ADMIN_ADDRESS", "must differ from LISTEN_ADDRESS")
+}
+
+func (c *config) validateGuard(f faults) {
+	for _, host := range c.AllowedHosts {
+		_, err := netip.ParseAddr(host)
+		f.unless(err == nil || host == "*" || hostName.MatchString(host), "ALLOWED_HOSTS", "want names without port, such as gateway.example.com, separated by commas")
+	}
+	for _, method := range c.AllowedMethods {
+		never := slices.Contains([]string{"CONNECT", "TRACE", "TRACK"}, strings.ToUpper(method))
+		f.unless(headerName.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but not CONNECT, TRACE or TRACK")
+	}
+	for _, path := range c.AllowedPaths {
+		f.unless(strings.HasPrefix(path, "/") && !strings.Contains(path, "//"), "ALLOWED_PATHS", "want paths that begin with /, such as /orders,/items")
+	}
+	if c.DebugAddress != "" {
+		host, _, err := net.SplitHostPort(c.DebugAddress)
+		f.unless(err == nil && isLoopback(host), "DEBUG_ADDRESS", "want a loopback address with a port, such as 127.0.0.1:6060")
+	}
+}
+
+// guard is what the configuration says about who may enter.
+func (c *config) guard() proxy.Guard {
+	own, _, _ := net.SplitHostPort(c.ListenAddress)
+	return proxy.Guard{
+		Hosts: append([]string{own}, c.AllowedHosts...), Methods: c.AllowedMethods, Paths: c.AllowedPaths, AllowUnderscores: c.AllowUnderscoreHeaders,
+	}
 }
 
 func (c *config) validateSecret(f faults) {
@@ -233,6 +277,8 @@ func endsInLineBreak(s string) bool { return strings.HasSuffix(s, "\n") || strin
 // headerName is the token of RFC 9110 section 5.6.2.
 var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 
+var hostName = regexp.MustCompile("^[0-9A-Za-z._-]+$")
+
 func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f })
 }
@@ -287,6 +333,18 @@ func (u *upstreamURL) UnmarshalText(text []byte) error {
 	if u.RawQuery != "" || u.ForceQuery {
 		u.URL = nil
 		return errors.New("must hold no query: the app's requests bring theirs")
+	}
+	return nil
+}
+
+// A commaList is what stands between commas.
+type commaList []string
+
+func (l *commaList) UnmarshalText(text []byte) error {
+	for item := range strings.SplitSeq(string(text), ",") {
+		if item = strings.TrimSpace(item); item != "" {
+			*l = append(*l, item)
+		}
 	}
 	return nil
 }

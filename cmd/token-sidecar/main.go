@@ -94,6 +94,13 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 		return err
 	}
 	defer adminListener.Close()
+	if cfg.DebugAddress != "" {
+		debugListener, err := listen("DEBUG_ADDRESS", cfg.DebugAddress)
+		if err != nil {
+			return err
+		}
+		defer serveDebug(cfg, log, debugListener)()
+	}
 	log.Info("token-sidecar is listening", zap.String("version", runningVersion()),
 		zap.Stringer("address", proxyListener.Addr()), zap.Stringer("admin_address", adminListener.Addr()),
 		zap.Stringer("upstream", cfg.UpstreamURL), zap.String("token_endpoint_host", cfg.TokenURL.Host),

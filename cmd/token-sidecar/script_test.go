@@ -88,7 +88,7 @@ func setup(e *testscript.Env) error {
 	e.Setenv("TOKEN_URL", server.URL+"/oauth/token")
 	e.Setenv("CLIENT_ID", "client")
 	e.Setenv("CLIENT_SECRET", canary)
-	for _, name := range []string{"LISTEN_ADDRESS", "ADMIN_ADDRESS"} {
+	for _, name := range []string{"LISTEN_ADDRESS", "ADMIN_ADDRESS", "UNUSED_ADDRESS"} {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return err

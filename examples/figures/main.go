@@ -50,6 +50,9 @@ func figures(soakFor time.Duration) []figure {
 		{"sigterm", "SIGTERM under load", sigterm},
 		{"memory", "4,000 clients at once, in 32 MiB", memory},
 		{"descriptors", "300 idle client connections, with 128 file descriptors", descriptors},
+		{"slow-headers", "400 clients that never come to the end of their header", slowHeaders},
+		{"large-headers", "100 headers of 874 kB at a time, in 32 MiB", largeHeaders},
+		{"series", "100,000 requests with random methods, paths and hosts", series},
 		{"soak", "rotations and faults without end", soak(soakFor)},
 	}
 }

@@ -1,0 +1,28 @@
+package main
+
+import (
+	"net"
+	"net/http"
+	"net/http/pprof"
+
+	"go.uber.org/zap"
+)
+
+// serveDebug serves Go's profiles on l, until stop, and nothing else does.
+func serveDebug(cfg config, log *zap.Logger, l net.Listener) (stop func()) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	s := server(cfg, log, noPages(mux))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = s.Serve(newConnections(debugConnections).limit(s, l))
+	}()
+	return func() {
+		_ = s.Close()
+		<-ended
+	}
+}

@@ -1,0 +1,176 @@
+package proxy_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/token-sidecar/token-sidecar/proxy"
+)
+
+func TestARefusalSaysWhy(t *testing.T) {
+	upstream := serve(t, func(http.ResponseWriter, *http.Request) { t.Error("the upstream was asked") })
+	guard := proxy.Guard{Hosts: []string{"127.0.0.1"}, Methods: []string{"GET", "POST"}, Paths: []string{"/orders", "/items/7"}}
+	for _, test := range []struct {
+		request, reason, errorType string
+		status                     int
+		details                    map[string]any
+	}{
+		{"PUT /orders HTTP/1.1\r\nHost: localhost\r\n\r\n", "method_refused", "http_request_denied", 405, map[string]any{}},
+		{"get /orders HTTP/1.1\r\nHost: localhost\r\n\r\n", "method_refused", "http_request_denied", 405, map[string]any{}},
+		{"GET http://localhost/orders HTTP/1.1\r\nHost: localhost\r\n\r\n", "target_refused", `http_request_error; details="no_path"`, 400, map[string]any{"reason": "no_path"}},
+		{"GET /orders/.. HTTP/1.1\r\nHost: localhost\r\n\r\n", "target_refused", `http_request_error; details="dot_segment"`, 400, map[string]any{"reason": "dot_segment"}},
+		{"GET /orders/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", "target_refused", `http_request_error; details="control_character"`, 400, map[string]any{"reason": "control_character"}},
+		{"GET /orders HTTP/1.1\r\nHost: attacker.test\r\n\r\n", "host_refused", "http_request_denied", 421, map[string]any{}},
+		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nX_A: b\r\n\r\n", "header_refused", `http_request_error; details="underscore"`, 400, map[string]any{"reason": "underscore"}},
+		{"GET /items HTTP/1.1\r\nHost: localhost\r\n\r\n", "path_refused", "http_request_denied", 403, map[string]any{}},
+		{"POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nbegun", "path_refused", "http_request_denied", 403, map[string]any{}},
+	} {
+		s := start(t, upstream.URL, proxy.Config{Guard: guard})
+		_, from := s.dial(t, test.request)
+		resp := answer(t, from, "GET")
+		wantsOwn(t, resp, test.status, test.reason, test.errorType, test.details)
+		if got, want := resp.Header.Get("Allow"), map[bool]string{true: "GET, POST"}[test.status == 405]; got != want {
+			t.Errorf("Allow = %q, want %q", got, want)
+		}
+		if got, want := resp.Close, strings.HasPrefix(test.request, "POST"); got != want {
+			t.Errorf("%q: closes the connection: %v, want %v", test.request, got, want)
+		}
+		s.recorder.wants(t, fmt.Sprint(strings.Fields(test.request)[0], " ", test.status))
+		if got, want := fmt.Sprint(s.recorder.failed()), "["+test.reason+"]"; got != want {
+			t.Errorf("failures = %s, want %s", got, want)
+		}
+	}
+}
+
+func TestRefusalsAreLoggedOncePerReasonAndMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zapcore.InfoLevel)
+		h := proxy.New(proxy.Config{
+			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{}, Log: zap.New(core), Guard: proxy.Guard{Hosts: []string{"127.0.0.1"}},
+		})
+		for minute := range 3 {
+			for n := range 100 {
+				for target, host := range map[string]string{"/canary/../" + fmt.Sprint(n): "localhost", "/canary": fmt.Sprintf("canary%d.test", n)} {
+					r := httptest.NewRequestWithContext(t.Context(), "GET", target, nil)
+					r.Host = host
+					h.ServeHTTP(httptest.NewRecorder(), r)
+				}
+			}
+			if got, want := logs.Len(), 2*(minute+1); got != want {
+				t.Errorf("%d lines in the end of minute %d, want %d", got, minute, want)
+			}
+			time.Sleep(time.Minute)
+		}
+		for _, line := range logs.All() {
+			if strings.Contains(fmt.Sprint(line), "canary") {
+				t.Errorf("what a stranger sent is logged: %v", line)
+			}
+		}
+	})
+}
+
+func TestUnderscoresPassWhenTheyAreAllowed(t *testing.T) {
+	tr := newTrial(t, proxy.Config{Guard: proxy.Guard{AllowUnderscores: true}})
+	_, arrivals := tr.send(t, "POST / HTTP/1.1\r\n"+local+"X_Legacy: 1\r\nTrailer: X_Sum, proxy_authorization\r\nTransfer-Encoding: chunked\r\n\r\n"+
+		"1\r\na\r\n0\r\nX_Sum: 2\r\nproxy_authorization: evil\r\n\r\n")
+	if len(arrivals) != 1 || arrivals[0].value("X_Legacy") != "1" {
+		t.Fatalf("arrived %+v", arrivals)
+	}
+	if got, want := fmt.Sprint(arrivals[0].trailers), "[{X_sum 2}]"; got != want {
+		t.Errorf("trailers %s, want %s", got, want)
+	}
+}
+
+func TestWhatIsAllowedPasses(t *testing.T) {
+	tr := newTrial(t, proxy.Config{Guard: proxy.Guard{Methods: []string{"GET"}, Paths: []string{"/orders"}, Hosts: []string{"", "gateway.test"}}})
+	for _, says := range []string{
+		"GET /orders?a=b HTTP/1.1\r\nHost: gateway.test\r\n\r\n",
+		"GET /orders/7%2F8 HTTP/1.1\r\nHost: 10.0.0.7:8080\r\n\r\n",
+	} {
+		if n := tr.judge(t, says); n != 1 {
+			t.Errorf("%q: %d arrived", says, n)
+		}
+	}
+}
+
+// What net/url would escape anew, and in doing so turn %2F into a slash, is
+// sent as it came.
+func TestOddPathsArriveAsTheyWereSent(t *testing.T) {
+	for _, test := range []struct{ base, path, want string }{
+		{"", "/a%2Fb|c", "/a%2Fb|c"},
+		{"/", "/a%2Fb|c", "/a%2Fb|c"},
+		{"/v%2F1/", "/a%2Fb|c", "/v%2F1/a%2Fb|c"},
+		{"/v1", "//a%2Fb\xe9", "/v1//a%2Fb\xe9"},
+	} {
+		upstream, err := url.Parse("http://" + originHost + test.base)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, arrivals := newTrial(t, proxy.Config{Upstream: upstream}).send(t, "GET "+test.path+"?q|r HTTP/1.1\r\n"+local+"\r\n")
+		if len(arrivals) != 1 || arrivals[0].target != test.want+"?q|r" {
+			t.Errorf("%s%s arrived as %+v", test.base, test.path, arrivals)
+		}
+	}
+	tell := func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RequestURI) }
+	eachProtocol(t, tell, func(t *testing.T, s *sidecar) {
+		_, from := s.dial(t, "GET /a%2Fb|c?d HTTP/1.1\r\nHost: app\r\n\r\n")
+		if got, want := read(t, answer(t, from, "GET").Body), "/a%2Fb|c?d"; got != want {
+			t.Errorf("arrived as %s, want %s", got, want)
+		}
+	})
+}
+
+func TestOddPathsThatCannotBeSentAsTheyAreAreRefused(t *testing.T) {
+	forward := serve(t, func(w http.ResponseWriter, r *http.Request) { _, _ = io.WriteString(w, r.RequestURI) })
+	target, err := url.Parse(forward.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, "http://api.test", proxy.Config{ViaProxy: true, Transport: proxy.NewTransport(proxy.TransportConfig{Proxy: http.ProxyURL(target)})})
+	for path, want := range map[string]int{"/a%2Fb|c": http.StatusBadRequest, "/a%2Fb": http.StatusOK} {
+		_, from := s.dial(t, "GET "+path+" HTTP/1.1\r\nHost: app\r\n\r\n")
+		if got := answer(t, from, "GET").StatusCode; got != want {
+			t.Errorf("%s: status = %d, want %d", path, got, want)
+		}
+	}
+}
+
+// Clients such as Java's offer h2c with their first request, and take what
+// they get. A tunnel they must not get, even from an upstream that agrees.
+func TestOffersOfOtherProtocolsAreNotPassedOn(t *testing.T) {
+	const switched = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+	for _, fields := range []string{
+		"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n",
+		"Connection: Upgrade\r\nUpgrade: websocket, h2c\r\n",
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n",
+	} {
+		t.Run(fields, func(t *testing.T) {
+			request := "GET / HTTP/1.1\r\nHost: app\r\n" + fields + "\r\n"
+			addr, heads := headOf(t)
+			s := start(t, "http://"+addr, proxy.Config{})
+			_, from := s.dial(t, request)
+			if got, want := answer(t, from, "GET").StatusCode, http.StatusNoContent; got != want {
+				t.Errorf("status = %d, want %d", got, want)
+			}
+			if head := strings.ToLower(<-heads); strings.Contains(head, "upgrade") || strings.Contains(head, "http2-settings") {
+				t.Errorf("the upstream got %s", head)
+			}
+			s = start(t, serve(t, hijack(t, switched)).URL, proxy.Config{})
+			_, from = s.dial(t, request)
+			if got, want := answer(t, from, "GET").StatusCode, http.StatusBadGateway; got != want {
+				t.Errorf("status = %d, want %d", got, want)
+			}
+		})
+	}
+}

@@ -1,0 +1,114 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// A clientBody gives up on a client that sends nothing of its body for too
+// long. Once there is an answer the client may take its time: what goes both
+// ways at once is a conversation.
+type clientBody struct {
+	io.ReadCloser
+	client   http.ResponseWriter
+	patience time.Duration
+	reading  sync.Mutex // held while it is read
+
+	mu       sync.Mutex
+	deadline time.Time // of the connection
+	waiting  bool      // for the client, who has to hurry
+	calm     bool      // there is an answer, or no more to come
+	ended    bool      // there is no more to come
+	over     bool      // it is the server's again
+}
+
+func (b *clientBody) Read(p []byte) (int, error) {
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	if !b.hurry() {
+		return 0, errClosed
+	}
+	n, err := b.ReadCloser.Read(p)
+	switch {
+	case err == nil:
+		b.thank()
+	case errors.Is(err, io.EOF):
+		b.relax(true)
+	}
+	return n, err
+}
+
+// hurry begins a wait for the client, unless it is too late to read. To set a
+// deadline costs more than most reads, so it is a quarter too late, and then
+// good for several of them.
+func (b *clientBody) hurry() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.calm && !b.over {
+		b.waiting = true
+		if now := time.Now(); b.deadline.Sub(now) < b.patience {
+			b.deadline = now.Add(b.patience + b.patience/4)
+			b.setDeadline(b.deadline)
+		}
+	}
+	return !b.over
+}
+
+// thank ends a wait that was worth it.
+func (b *clientBody) thank() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.waiting = false
+}
+
+// relax says that there is an answer, or that there is no more to come. In
+// that case the server goes on to read, to find out whether the client leaves.
+func (b *clientBody) relax(ended bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over && !b.ended {
+		b.setDeadline(time.Time{})
+	}
+	b.waiting, b.calm, b.ended = false, true, b.ended || ended
+}
+
+// stalled reports whether patience has ended. The server takes that for a
+// client that has left, and cancels the request before the reader is told.
+func (b *clientBody) stalled() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.stalledLocked()
+}
+
+func (b *clientBody) stalledLocked() bool { return b.waiting && !time.Now().Before(b.deadline) }
+
+// handBack leaves the rest to the server. That reads a good deal of it even if
+// the connection will be closed, and would wait for it without end. If it found
+// a reader it would send him away, and our deadline with him.
+func (b *clientBody) handBack() {
+	if b.finish() {
+		return
+	}
+	b.setDeadline(longAgo)
+	b.reading.Lock()
+	defer b.reading.Unlock()
+	b.setDeadline(time.Now().Add(b.patience))
+}
+
+var longAgo = time.Unix(1, 0)
+
+// finish lets nobody read any more, and reports whether there is nothing left
+// to read, or nothing left to wait for.
+func (b *clientBody) finish() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
+	return b.ended || b.stalledLocked()
+}
+
+func (b *clientBody) setDeadline(t time.Time) {
+	_ = http.NewResponseController(b.client).SetReadDeadline(t)
+}
