@@ -8,7 +8,6 @@
 package cluster
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -48,7 +47,7 @@ func run(t *testing.T, folder string) {
 			Dir:   folder,
 			Setup: setup,
 			Cmds: map[string]func(*testscript.TestScript, bool, []string){
-				"eventually": eventually, "example": example, "dashboard": dashboard,
+				"eventually": eventually, "example": example,
 			},
 		})
 	})
@@ -138,30 +137,4 @@ func example(ts *testscript.TestScript, _ bool, args []string) {
 	path := ts.MkAbs(args[0])
 	ts.Check(os.WriteFile(path, []byte(manifest), 0o600))
 	ts.Check(ts.Exec("kubectl", "apply", "-f", path))
-}
-
-// dashboard URL asks that Prometheus everything that the dashboard shows.
-func dashboard(ts *testscript.TestScript, _ bool, args []string) {
-	var board struct {
-		Panels []struct {
-			Title   string
-			Targets []struct{ Expr string }
-		}
-	}
-	ts.Check(json.Unmarshal([]byte(ts.ReadFile(filepath.Join(ts.Getenv("CHART"), "dashboard.json"))), &board))
-	asked := 0
-	for _, panel := range board.Panels {
-		for _, target := range panel.Targets {
-			query := regexp.MustCompile(`\$__\w+`).ReplaceAllString(target.Expr, "1m")
-			query = regexp.MustCompile(`\$\w+`).ReplaceAllString(query, ".*")
-			ts.Check(ts.Exec("promtool", "query", "instant", args[0], query))
-			if strings.TrimSpace(ts.ReadFile("stdout")) == "" {
-				ts.Fatalf("the panel %q shows nothing: %s", panel.Title, query)
-			}
-			asked++
-		}
-	}
-	if asked == 0 {
-		ts.Fatalf("the dashboard asks nothing")
-	}
 }

@@ -189,8 +189,8 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	running.Go(func() { a.toTokens.watch(background, a.log, a.cache.Renew) }) // a certificate may be a credential
 	running.Go(func() { a.toUpstream.watch(background, a.log, func() {}) })
 	failed := make(chan error, 2)
-	proxyListener = newConnections(a.cfg.MaxConnections).limit(a.proxy, halfCloseListener{stallListener{proxyListener, a.cfg.StallTimeout}})
-	adminListener = newConnections(adminConnections).limit(a.admin, stallListener{adminListener, a.cfg.StallTimeout})
+	proxyListener = newConnections(a.cfg.MaxConnections, settled).limit(a.proxy, halfCloseListener{stallListener{proxyListener, a.cfg.StallTimeout}})
+	adminListener = newConnections(adminConnections, settledAdmin).limit(a.admin, stallListener{adminListener, a.cfg.StallTimeout})
 	go func() { failed <- a.proxy.Serve(proxyListener) }()
 	go func() { failed <- a.admin.Serve(adminListener) }()
 

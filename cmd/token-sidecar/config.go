@@ -26,7 +26,7 @@ import (
 // config is everything that can be configured. It is read from the
 // environment here and nowhere else, and goes no further than this package.
 type config struct {
-	ConfigDir string `env:"CONFIG_DIR" help:"A folder of files, each named after a variable and holding its value, such as a mounted Secret or ConfigMap. What the environment sets goes first. A secret in it can be rotated in place, as in CLIENT_SECRET_FILE."`
+	ConfigDir string `env:"CONFIG_DIR" help:"A folder of files, each named after a variable and holding its value, such as a mounted Secret or ConfigMap. What the environment sets goes first. A file CLIENT_SECRET, TOKEN_CA or the like is what CLIENT_SECRET_FILE or TOKEN_CA_FILE would name, and can be rotated in place."`
 
 	UpstreamURL upstreamURL `env:"UPSTREAM_URL" help:"Where requests go: the API's base URL, such as https://api.example.com/v1. Required."`
 	TokenURL    endpointURL `env:"TOKEN_URL" help:"The authorization server's token endpoint. Required."`
@@ -104,20 +104,20 @@ type config struct {
 }
 
 // loadConfig reads the configuration from an environment, and from the files
-// that it names. Its error tells all
-// faults at once, each with its variable and what would be right, and shows no
-// value that may be secret.
+// that it names. Its error tells all faults at once, each with its variable and
+// what would be right, and shows no value that may be secret.
 func loadConfig(environ map[string]string) (config, error) {
 	var cfg config
 	f := faults{}
 	environ, cfg.unknownFiles = withFiles(environ, f)
 	f.addParseErrors(env.ParseWithOptions(&cfg, env.Options{Environment: environ, FuncMap: map[reflect.Type]env.ParserFunc{
 		reflect.TypeFor[time.Duration](): parse(time.ParseDuration, "want a duration, such as 10s or 5m"),
+		reflect.TypeFor[int]():           parse(strconv.Atoi, "want a number of 0 or more"),
 		reflect.TypeFor[bool]():          parse(strconv.ParseBool, "want true or false"),
 	}}))
 	cfg.validate(f)
 	for _, v := range variables() {
-		f.unless(!quoted(environ[v.name]), v.name, "is in quotes, which would be taken for a part of it")
+		f.unless(!quoted(environ[v.name]), v.name, inQuotes)
 	}
 	return cfg, f.err()
 }
@@ -219,8 +219,7 @@ func (c *config) validateSecret(f faults) {
 	case !c.ClientSecret.IsZero() && c.ClientSecretFile != "":
 		f.add("CLIENT_SECRET_FILE", "is set beside CLIENT_SECRET: set one of them")
 	case c.ClientSecretFile != "":
-		_, err := readSecret(c.ClientSecretFile)
-		f.unless(err == nil, "CLIENT_SECRET_FILE", fmt.Sprint(err))
+		f.secretFrom(c.ClientSecretFile, "CLIENT_SECRET_FILE")
 	}
 }
 
@@ -268,6 +267,8 @@ func (c *config) headers(f faults) http.Header {
 	return header
 }
 
+const inQuotes = "is in quotes, which would be taken for a part of it"
+
 func quoted(s string) bool {
 	return len(s) > 1 && (s[0] == '"' || s[0] == '\'') && s[len(s)-1] == s[0]
 }
@@ -288,9 +289,7 @@ func fromFile(f faults, value *tokencache.Secret, path, name string) {
 		return
 	}
 	f.unless(value.IsZero(), name, "is set beside the variable without _FILE: set one of them")
-	content, err := readSecret(path)
-	f.unless(err == nil, name, fmt.Sprint(err))
-	*value = content
+	*value = f.secretFrom(path, name)
 }
 
 // An endpointURL is an absolute http or https URL. It prints without its
@@ -425,6 +424,14 @@ func (f faults) unless(ok bool, name, fault string) {
 	if !ok {
 		f.add(name, fault)
 	}
+}
+
+// secretFrom reads the file that a variable names.
+func (f faults) secretFrom(path, name string) tokencache.Secret {
+	secret, err := readSecret(path)
+	f.unless(err == nil, name, fmt.Sprint(err))
+	f.unless(!quoted(secret.Reveal()), name, path+" "+inQuotes)
+	return secret
 }
 
 // addParseErrors takes over what package env found, under the names that

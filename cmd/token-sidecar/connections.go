@@ -10,11 +10,17 @@ import (
 	"time"
 )
 
-// settled is how long a connection must have been silent before it may be
-// taken for idle. Until then its next request may be on the way, or read only
-// when this process gets a processor again. It is well below what Retry-After
-// says, so that nobody who comes back then meets a closing connection.
-const settled = 500 * time.Millisecond
+// How long a connection must have been silent before it may be taken for idle.
+// Until then its next request may be on the way, or read only when this process
+// gets a processor again.
+const (
+	// It is well below what Retry-After says, so that nobody who comes back then
+	// meets a closing connection.
+	settled = 500 * time.Millisecond
+	// Who probes sends his request at once, and must get through whoever else
+	// connects to the port.
+	settledAdmin = time.Millisecond
+)
 
 // connections keeps a server to so many clients. Who comes when there are as
 // many takes the place of the one that has been idle longest; while none is
@@ -22,6 +28,7 @@ const settled = 500 * time.Millisecond
 // their connections so that everyone has his turn.
 type connections struct {
 	max     int // 0: no limit
+	settled time.Duration
 	crowded atomic.Bool
 
 	mu      sync.Mutex
@@ -31,8 +38,8 @@ type connections struct {
 	changed chan struct{} // holds a value after a connection was closed or fell idle
 }
 
-func newConnections(limit int) *connections {
-	return &connections{max: limit, changed: make(chan struct{}, 1)}
+func newConnections(limit int, settled time.Duration) *connections {
+	return &connections{max: limit, settled: settled, changed: make(chan struct{}, 1)}
 }
 
 // limit prepares s, which must not serve yet, and returns the listener to
@@ -114,14 +121,14 @@ func (c *connections) tryEnter(now time.Time) (again time.Duration, entered bool
 		return time.Minute, false // changed comes first
 	}
 	it := longest.Value.(*client)
-	if early := settled - min(now.Sub(it.since), now.Sub(c.leaving)); early > 0 {
+	if early := c.settled - min(now.Sub(it.since), now.Sub(c.leaving)); early > 0 {
 		return early, false
 	}
 	// The server closes it, unless a request has just been read after all.
 	_ = it.SetReadDeadline(now)
 	it.since, c.leaving = now, now
 	c.idle.MoveToBack(longest)
-	return settled, false
+	return c.settled, false
 }
 
 // A client is a connection that counts.

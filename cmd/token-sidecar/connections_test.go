@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -40,7 +41,7 @@ func withCrowd(t *testing.T, test func(*crowd)) {
 		})
 		c.server = &http.Server{Handler: mux}
 		served := make(chan error)
-		listener := newConnections(2).limit(c.server, c.network)
+		listener := newConnections(2, settled).limit(c.server, c.network)
 		go func() { served <- c.server.Serve(listener) }()
 
 		test(c)
@@ -207,5 +208,33 @@ func TestAServerEndsAlthoughSomeoneWaitsForRoom(t *testing.T) {
 		if !waits.wasSentAway() {
 			t.Error("the one who waited still does")
 		}
+	})
+}
+
+// Whoever reaches a pod reaches its admin port, and must not cost it its probes.
+func TestAProbeGetsThroughACrowdThatSaysNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := granttest.NewPipe()
+		server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+		listener := newConnections(adminConnections, settledAdmin).limit(server, network)
+		var served sync.WaitGroup
+		served.Go(func() { _ = server.Serve(listener) })
+		c := &crowd{t: t, network: network}
+		for range 500 {
+			served.Go(func() { _, _ = io.Copy(io.Discard, c.comes()) })
+		}
+		synctest.Wait()
+
+		start := time.Now()
+		probe := c.comes()
+		probe.asks("/livez")
+		if _, err := http.ReadResponse(probe.from, nil); err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("answered after %v", took)
+		}
+		_ = server.Close()
+		served.Wait()
 	})
 }

@@ -19,7 +19,7 @@ func serveDebug(cfg config, log *zap.Logger, l net.Listener) (stop func()) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = s.Serve(newConnections(debugConnections).limit(s, l))
+		_ = s.Serve(newConnections(debugConnections, settledAdmin).limit(s, l))
 	}()
 	return func() {
 		_ = s.Close()

@@ -39,9 +39,6 @@ func keepPrivate(stderr io.Writer) {
 }
 
 func command(args []string, environ map[string]string, stdout, stderr io.Writer) int {
-	if len(args) > 0 && args[0] == "probe" {
-		return exitCode(probe(environ, args[1:], stdout), stderr)
-	}
 	switch strings.Join(args, " ") {
 	case "":
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -53,6 +50,9 @@ func command(args []string, environ map[string]string, stdout, stderr io.Writer)
 	case "help", "-h", "-help", "--help":
 		printHelp(stdout)
 		return 0
+	}
+	if len(args) > 0 && args[0] == "probe" {
+		return exitCode(probe(environ, args[1:], stdout), stderr)
 	}
 	fmt.Fprintf(stderr, "token-sidecar: unknown command %q: run it without arguments, or with probe, version or help\n", strings.Join(args, " "))
 	return 2

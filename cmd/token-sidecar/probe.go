@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 )
@@ -21,7 +22,14 @@ func probe(environ map[string]string, args []string, stdout io.Writer) error {
 		target = args[0]
 	}
 	if strings.HasPrefix(target, "/") {
-		target = "http://" + adminHost(environ) + target
+		host, err := adminHost(environ)
+		if err != nil {
+			return err
+		}
+		target = "http://" + host + target
+	}
+	if u, err := url.Parse(target); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return &configError{"probe takes a path, such as /readyz, or a URL that begins with http:// or https://"}
 	}
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{}}
 	resp, err := client.Get(target)
@@ -39,11 +47,14 @@ func probe(environ map[string]string, args []string, stdout io.Writer) error {
 }
 
 // adminHost is where ADMIN_ADDRESS can be reached from within the container.
-func adminHost(environ map[string]string) string {
+func adminHost(environ map[string]string) (string, error) {
 	cfg, _ := loadConfig(environ) // its faults are for the sidecar to tell
-	host, port, _ := net.SplitHostPort(cfg.AdminAddress)
+	host, port, err := net.SplitHostPort(cfg.AdminAddress)
+	if err != nil {
+		return "", &configError{"ADMIN_ADDRESS: want host:port, such as 127.0.0.1:9090"}
+	}
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "localhost"
 	}
-	return net.JoinHostPort(host, port)
+	return net.JoinHostPort(host, port), nil
 }

@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"strings"
 	"sync"
 	"time"
 
@@ -60,16 +58,11 @@ func poll(ctx context.Context, look func()) {
 	}
 }
 
-// readSecret reads a file that holds a secret, without the line end that
-// editors put behind it.
+// readSecret reads a file that holds a secret, and not nothing.
 func readSecret(path string) (tokencache.Secret, error) {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return tokencache.Secret{}, err // names the path and the cause alone
+	content, err := readSetting(path)
+	if err == nil && content == "" {
+		err = fmt.Errorf("%s is empty", path)
 	}
-	secret := tokencache.NewSecret(strings.TrimRight(string(content), "\r\n"))
-	if secret.IsZero() {
-		return secret, fmt.Errorf("%s is empty", path)
-	}
-	return secret, nil
+	return tokencache.NewSecret(content), err
 }

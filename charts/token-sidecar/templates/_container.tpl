@@ -57,8 +57,11 @@ startupProbe:
   periodSeconds: 1
   timeoutSeconds: 5
   failureThreshold: 3600
+# Not /readyz: that fails before the token does, but while it lives the app is
+# to be served, and after that to be told by a 503. Pods that end are taken out
+# of their Services without a probe.
 readinessProbe:
-  httpGet: {path: /readyz, port: {{ .adminPortName }}}
+  httpGet: {path: /startupz, port: {{ .adminPortName }}}
   periodSeconds: 5
   timeoutSeconds: 5
 livenessProbe:
@@ -78,6 +81,8 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 volumeMounts:
   - {name: {{ .name }}, mountPath: /etc/token-sidecar, readOnly: true}
+  # Else the API server would mount the pod's service account token there.
+  - {name: {{ .name }}, mountPath: /var/run/secrets/kubernetes.io/serviceaccount, readOnly: true}
 {{- end }}
 
 {{- /* The volume that configures the sidecar. It takes secret, configMap and name, like the container. */ -}}
@@ -85,10 +90,11 @@ volumeMounts:
 name: {{ .name | default "token-sidecar" }}
 projected:
   sources:
-    - secret: {name: {{ required "token-sidecar: secret is required, the name of the Secret that configures the sidecar" .secret | quote }}}
     {{- with .configMap }}
     - configMap: {name: {{ . | quote }}}
     {{- end }}
+    # The last goes first: who may edit the ConfigMap must not send the secret elsewhere.
+    - secret: {name: {{ required "token-sidecar: secret is required, the name of the Secret that configures the sidecar" .secret | quote }}}
 {{- end }}
 
 {{- /* This chart's own context, from within it or from a chart that depends on it. */ -}}
