@@ -164,11 +164,9 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, f *failure) {
 	if f == refusedMethod {
 		w.Header().Set("Allow", h.guard.allow)
 	}
-	if r.ContentLength != 0 {
+	if r.ContentLength != 0 && r.ProtoMajor == 1 {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(shedPatience))
-		if r.ProtoMajor == 1 {
-			w.Header().Set("Connection", "close")
-		}
+		w.Header().Set("Connection", "close")
 	}
 	h.answer(w, *f, nil)
 }
@@ -189,7 +187,7 @@ const shedPatience = 5 * time.Second
 // shed refuses a request over the cap, at once. Only then it takes a small
 // body, so that the connection can be kept.
 func (h *handler) shed(w http.ResponseWriter, r *http.Request) {
-	if r.ContentLength == 0 {
+	if r.ContentLength == 0 || r.ProtoMajor != 1 { // HTTP/2 gives up a stream, and keeps the connection
 		h.answer(w, overloaded, nil)
 		return
 	}
