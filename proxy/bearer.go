@@ -97,7 +97,11 @@ func (b *bearer) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func (b *bearer) send(req *http.Request, token string) (*http.Response, error) {
 	req.Header["Authorization"] = b.authorization(token)
-	return b.next.RoundTrip(req)
+	resp, err := b.next.RoundTrip(req)
+	if body, ok := req.Body.(*playback); ok {
+		body.sent.Store(true)
+	}
+	return resp, err
 }
 
 // another returns the token to send a request with again after the first was
