@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"net/url"
 	"strings"
@@ -199,9 +200,11 @@ func TestAStreamIsToldThatTheUpstreamIsGoneAlthoughItPauses(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	}
 	for _, patience := range []time.Duration{0, time.Hour} {
-		upstream := serve(t, leave)
+		upstream := httptest.NewUnstartedServer(http.HandlerFunc(leave))
 		upstream.Config.Protocols = &http.Protocols{}
 		upstream.Config.Protocols.SetUnencryptedHTTP2(true)
+		upstream.Start()
+		t.Cleanup(upstream.Close)
 		s := startFor(t, 2, upstream.URL, proxy.Config{BodyPatience: patience, Transport: proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})})
 		resp := talk(t, s.Client(), s.URL, "application/grpc", "begun")
 		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
