@@ -90,7 +90,7 @@ var (
 func (g *rules) refusal(r *http.Request) *failure {
 	path := rawPath(r)
 	switch {
-	case !g.methodAllowed(r.Method):
+	case r.ProtoMajor != 1 && !isToken(r.Method), !g.methodAllowed(r.Method):
 		return refusedMethod
 	case !strings.HasPrefix(path, "/"):
 		return refusedForm
@@ -119,7 +119,7 @@ func (g *rules) methodAllowed(method string) bool {
 			return false
 		}
 	}
-	return isToken(method) && (g.Methods == nil || slices.Contains(g.Methods, method))
+	return g.Methods == nil || slices.Contains(g.Methods, method)
 }
 
 // isToken is for what net/http checks in HTTP/1.1 only (RFC 9110 section 9.1).
