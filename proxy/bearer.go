@@ -97,7 +97,11 @@ func (b *bearer) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func (b *bearer) send(req *http.Request, token string) (*http.Response, error) {
 	req.Header["Authorization"] = b.authorization(token)
-	return b.next.RoundTrip(req)
+	resp, err := b.next.RoundTrip(req)
+	if body, ok := req.Body.(*playback); ok {
+		body.sent.Store(true)
+	}
+	return resp, err
 }
 
 // another returns the token to send a request with again after the first was
@@ -153,11 +157,16 @@ func discard(resp *http.Response) {
 	_ = resp.Body.Close()
 }
 
+// unauthenticated is the status by which gRPC servers say 401.
+const unauthenticated = "16"
+
 // refused reports whether another token may help. Lack of scope is said with a
-// 403 (RFC 6750 section 3.1), but not by everyone.
+// 403 (RFC 6750 section 3.1), but not by everyone. A gRPC status is among the
+// headers only if it is all that there is to the answer.
 func refused(resp *http.Response) bool {
 	if resp.StatusCode != http.StatusUnauthorized {
-		return false
+		status := resp.Header["Grpc-Status"]
+		return len(status) == 1 && status[0] == unauthenticated
 	}
 	for _, challenge := range resp.Header["Www-Authenticate"] {
 		if strings.Contains(challenge, "insufficient_scope") {

@@ -77,7 +77,7 @@ var (
 	refusedControl = denied(http.StatusBadRequest, "target_refused", "control_character",
 		"The path must not hold control characters, plain or escaped.")
 	refusedOctets = denied(http.StatusBadRequest, "target_refused", "unescaped",
-		"This path holds characters that have to be percent-encoded.")
+		"The request target holds characters that have to be percent-encoded.")
 	refusedPath = denied(http.StatusForbidden, "path_refused", "",
 		"The path is not below one of ALLOWED_PATHS.")
 	refusedHost = denied(http.StatusMisdirectedRequest, "host_refused", "",
@@ -90,7 +90,7 @@ var (
 func (g *rules) refusal(r *http.Request) *failure {
 	path := rawPath(r)
 	switch {
-	case !g.methodAllowed(r.Method):
+	case r.ProtoMajor != 1 && !isToken(r.Method), !g.methodAllowed(r.Method):
 		return refusedMethod
 	case !strings.HasPrefix(path, "/"):
 		return refusedForm
@@ -98,7 +98,8 @@ func (g *rules) refusal(r *http.Request) *failure {
 		return refusedHost
 	case !g.AllowUnderscores && (hasUnderscore(r.Header) || hasUnderscore(r.Trailer)):
 		return refusedField
-	case escapedAnew(r.URL) && !g.verbatim(path):
+	case strings.IndexByte(r.RequestURI, ' ') >= 0, // HTTP/2 can carry it; in HTTP/1.1 it would end the target
+		escapedAnew(r.URL) && !g.verbatim(path):
 		return refusedOctets
 	}
 	if f := misleading(path); f != nil {
@@ -119,6 +120,13 @@ func (g *rules) methodAllowed(method string) bool {
 		}
 	}
 	return g.Methods == nil || slices.Contains(g.Methods, method)
+}
+
+// isToken is for what net/http checks in HTTP/1.1 only (RFC 9110 section 9.1).
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(c rune) bool {
+		return (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && !strings.ContainsRune("!#$%&'*+-.^_`|~", c)
+	})
 }
 
 // hostAllowed takes no Host at all, as in HTTP/1.0, for harmless: a browser

@@ -40,6 +40,12 @@ type sidecar struct {
 // start serves a proxy for upstream, with a fake for whatever cfg leaves out.
 func start(t testing.TB, upstream string, cfg proxy.Config) *sidecar {
 	t.Helper()
+	return startFor(t, 1, upstream, cfg)
+}
+
+// startFor is start, for clients that send in HTTP/1.1 or HTTP/2.
+func startFor(t testing.TB, major int, upstream string, cfg proxy.Config) *sidecar {
+	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	s := &sidecar{tokens: &tokens{token: canary}, recorder: newRecorder(), logs: logs}
 	cfg.Log, cfg.Recorder = zap.New(core), s.recorder
@@ -53,13 +59,27 @@ func start(t testing.TB, upstream string, cfg proxy.Config) *sidecar {
 	if cfg.Upstream, err = url.Parse(upstream); err != nil {
 		t.Fatal(err)
 	}
-	s.Server = httptest.NewUnstartedServer(proxy.New(cfg))
+	var running sync.WaitGroup // a server that is closed waits for requests of HTTP/1.1 only
+	h := proxy.New(cfg)
+	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		running.Add(1)
+		defer running.Done()
+		h.ServeHTTP(w, r)
+	}))
 	complaints := &buffer{}
 	s.Config.ErrorLog = log.New(complaints, "", 0)
+	s.Config.Protocols = &http.Protocols{}
+	s.Config.Protocols.SetHTTP1(true)
+	s.Config.Protocols.SetUnencryptedHTTP2(true)
 	s.Start()
-	s.Client().Transport.(*http.Transport).DisableCompression = true
+	client := s.Client().Transport.(*http.Transport)
+	client.DisableCompression = true
+	client.Protocols = &http.Protocols{}
+	client.Protocols.SetHTTP1(major == 1)
+	client.Protocols.SetUnencryptedHTTP2(major == 2)
 	t.Cleanup(func() {
 		s.Close()
+		running.Wait()
 		if transport, ok := cfg.Transport.(*http.Transport); ok {
 			transport.CloseIdleConnections()
 		}

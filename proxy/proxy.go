@@ -60,7 +60,7 @@ type Config struct {
 	// connections among them. Any more are refused at once; 0: no limit.
 	MaxInFlight int
 	// BodyPatience bounds how long a client may send nothing of its body
-	// before there is an answer; 0: no limit.
+	// before there is an answer; 0: no limit. gRPC has limits of its own.
 	BodyPatience time.Duration
 	Guard        Guard
 	Log          *zap.Logger // nil: silent
@@ -137,13 +137,19 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	defer h.inFlight.Add(-1)
 	askForNoUpgradeButWebSocket(r)
-	if h.patience > 0 && r.ContentLength != 0 {
-		body := &clientBody{ReadCloser: r.Body, client: w, patience: h.patience}
+	if (h.patience > 0 || r.ProtoMajor == 2) && r.ContentLength != 0 {
+		body := &clientBody{ReadCloser: r.Body, client: w, patience: h.patience, ownDeadline: r.ProtoMajor == 2, calm: h.patience == 0 || isGRPC(r)}
 		r.Body = body
 		defer body.handBack()
 	}
 	h.reverse.ServeHTTP(observed, r)
 	aborted = false
+}
+
+// isGRPC reports whether r may be a stream that pauses before it is answered.
+func isGRPC(r *http.Request) bool {
+	contentType := r.Header["Content-Type"]
+	return r.ProtoMajor == 2 && len(contentType) == 1 && strings.HasPrefix(contentType[0], "application/grpc")
 }
 
 // answered is told of every answer of the upstream.
@@ -164,11 +170,9 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, f *failure) {
 	if f == refusedMethod {
 		w.Header().Set("Allow", h.guard.allow)
 	}
-	if r.ContentLength != 0 {
+	if r.ContentLength != 0 && r.ProtoMajor == 1 {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(shedPatience))
-		if r.ProtoMajor == 1 {
-			w.Header().Set("Connection", "close")
-		}
+		w.Header().Set("Connection", "close")
 	}
 	h.answer(w, *f, nil)
 }
@@ -189,7 +193,7 @@ const shedPatience = 5 * time.Second
 // shed refuses a request over the cap, at once. Only then it takes a small
 // body, so that the connection can be kept.
 func (h *handler) shed(w http.ResponseWriter, r *http.Request) {
-	if r.ContentLength == 0 {
+	if r.ContentLength == 0 || r.ProtoMajor != 1 { // HTTP/2 gives up a stream, and keeps the connection
 		h.answer(w, overloaded, nil)
 		return
 	}

@@ -91,6 +91,7 @@ func (r *recording) rewind(ctx context.Context) bool {
 // forget says that there will be no further sending.
 func (r *recording) forget() {
 	r.done.Store(true)
+	r.sending.interrupt()
 	r.releaseIfFree()
 }
 
@@ -161,8 +162,10 @@ func (r *recording) release() {
 // A playback is one sending of a recording.
 type playback struct {
 	*recording
-	offset int
-	closed atomic.Bool
+	offset  int
+	closed  atomic.Bool
+	reading atomic.Bool // the source
+	sent    atomic.Bool // there is an answer, or none to come
 }
 
 var (
@@ -185,7 +188,9 @@ func (p *playback) Read(b []byte) (int, error) {
 	case p.err != nil:
 		return 0, p.err
 	default:
+		p.reading.Store(true)
 		n, err = p.readLocked(b)
+		p.reading.Store(false)
 	}
 	p.offset += n
 	return n, err
@@ -195,9 +200,22 @@ func (p *playback) Read(b []byte) (int, error) {
 func (p *playback) Close() error {
 	p.closed.Store(true)
 	if p.done.Load() {
+		p.interrupt()
 		p.releaseIfFree()
+	} else if p.reading.Load() {
+		time.AfterFunc(rewindPatience, p.interrupt)
 	}
 	return nil
+}
+
+// interrupt ends a read that waits for the client although the upstream has
+// gone, or wants no more: the transport waits for it before it says so. While
+// it is open whether there will be another sending that is left to rewind.
+func (p *playback) interrupt() {
+	undecided := p.sent.Load() && !p.done.Load()
+	if p.source.client != nil && p.closed.Load() && p.reading.Load() && !undecided {
+		p.source.client.interrupt()
+	}
 }
 
 // Most bodies are small: what is kept comes in three sizes.

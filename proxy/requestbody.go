@@ -47,6 +47,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 			b.out[name] = b.in[name]
 		}
 		b.ended.Store(true)
+	case errors.Is(err, errClosed):
 	default:
 		b.broken.Store(true)
 	}

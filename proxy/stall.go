@@ -15,10 +15,12 @@ type clientBody struct {
 	io.ReadCloser
 	client   http.ResponseWriter
 	patience time.Duration
-	reading  sync.Mutex // held while it is read
+	// ownDeadline says that a deadline is of this body alone, as in HTTP/2.
+	ownDeadline bool
+	reading     sync.Mutex // held while it is read
 
 	mu       sync.Mutex
-	deadline time.Time // of the connection
+	deadline time.Time // of the connection, or of the body
 	waiting  bool      // for the client, who has to hurry
 	calm     bool      // there is an answer, or no more to come
 	ended    bool      // there is no more to come
@@ -37,8 +39,27 @@ func (b *clientBody) Read(p []byte) (int, error) {
 		b.thank()
 	case errors.Is(err, io.EOF):
 		b.relax(true)
+	case b.isOver():
+		return n, errClosed
 	}
 	return n, err
+}
+
+func (b *clientBody) isOver() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.over
+}
+
+// interrupt ends a read for which somebody waits who has no use for it, if
+// that can be done without an end of the request.
+func (b *clientBody) interrupt() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ownDeadline && !b.over {
+		b.over = true
+		b.setDeadline(longAgo)
+	}
 }
 
 // hurry begins a wait for the client, unless it is too late to read. To set a

@@ -21,27 +21,45 @@ import (
 	"github.com/token-sidecar/token-sidecar/proxy"
 )
 
-// eachProtocol runs a test against an upstream of HTTP/1.1, and one of HTTP/2
-// over TLS.
+// protocols are those of a client and of an upstream, which has TLS or not.
+type protocols struct {
+	client, upstream int
+	tls              bool
+}
+
+var (
+	fromHTTP1 = []protocols{{1, 1, false}, {1, 2, true}}
+	fromHTTP2 = []protocols{{2, 1, false}, {2, 2, false}}
+)
+
+// eachProtocol runs a test for all of them.
 func eachProtocol(t *testing.T, h http.HandlerFunc, test func(t *testing.T, s *sidecar)) {
-	for major, name := range map[int]string{1: "HTTP/1.1", 2: "HTTP/2"} {
-		t.Run(name, func(t *testing.T) {
+	each(t, fromHTTP1, h, test)
+	each(t, fromHTTP2, h, test)
+}
+
+func each(t *testing.T, all []protocols, h http.HandlerFunc, test func(t *testing.T, s *sidecar)) {
+	for _, protocol := range all {
+		t.Run(fmt.Sprintf("HTTP %d to %d", protocol.client, protocol.upstream), func(t *testing.T) {
 			upstream := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if got, want := r.ProtoMajor, major; got != want {
+				if got, want := r.ProtoMajor, protocol.upstream; got != want {
 					t.Errorf("the upstream is spoken to in HTTP/%d, want %d", got, want)
 				}
 				h(w, r)
 			}))
-			transport := proxy.NewTransport(proxy.TransportConfig{})
-			if upstream.EnableHTTP2 = major == 2; upstream.EnableHTTP2 {
+			transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: protocol.upstream == 2 && !protocol.tls})
+			if upstream.EnableHTTP2 = protocol.tls; protocol.tls {
 				upstream.StartTLS()
 				transport.TLSClientConfig.RootCAs = x509.NewCertPool()
 				transport.TLSClientConfig.RootCAs.AddCert(upstream.Certificate())
 			} else {
+				upstream.Config.Protocols = &http.Protocols{}
+				upstream.Config.Protocols.SetHTTP1(true)
+				upstream.Config.Protocols.SetUnencryptedHTTP2(true)
 				upstream.Start()
 			}
 			t.Cleanup(upstream.Close)
-			test(t, start(t, upstream.URL, proxy.Config{Transport: transport}))
+			test(t, startFor(t, protocol.client, upstream.URL, proxy.Config{Transport: transport}))
 		})
 	}
 }

@@ -38,6 +38,8 @@ type TransportConfig struct {
 	// network makes for more: a request dials, and takes another's connection
 	// while that is under way.
 	MaxConns int
+	// PlainHTTP2 says that an http upstream takes HTTP/2, and nothing else.
+	PlainHTTP2 bool
 	// Proxy is as in [http.Transport]; nil: no proxy, whatever the
 	// environment says, since a proxy named by it would get the tokens.
 	Proxy func(*http.Request) (*url.URL, error)
@@ -46,7 +48,13 @@ type TransportConfig struct {
 // NewTransport returns a transport made for one upstream.
 func NewTransport(cfg TransportConfig) *http.Transport {
 	connect := cmp.Or(cfg.ConnectTimeout, defaultConnectTimeout)
+	var protocols *http.Protocols // nil: HTTP/2 if a TLS server has it, else HTTP/1.1
+	if cfg.PlainHTTP2 {
+		protocols = &http.Protocols{}
+		protocols.SetUnencryptedHTTP2(true)
+	}
 	return &http.Transport{
+		Protocols:             protocols,
 		Proxy:                 cfg.Proxy,
 		DialContext:           (&net.Dialer{Timeout: connect}).DialContext,
 		TLSHandshakeTimeout:   connect,

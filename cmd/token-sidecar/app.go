@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"log"
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,6 +62,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 			ResponseTimeout: cfg.UpstreamResponseTimeout,
 			IdleTimeout:     cfg.UpstreamIdleTimeout,
 			MaxConns:        cfg.MaxInFlight,
+			PlainHTTP2:      cfg.UpstreamHTTP2,
 			Proxy:           cfg.UpstreamProxyURL.proxy,
 		})
 		adapt(transport)
@@ -98,6 +101,9 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		Log:          log,
 		Recorder:     m,
 	})))
+	if cfg.ListenHTTP2 {
+		takeHTTP2(a.proxy, cfg)
+	}
 	requests, cutOff := context.WithCancel(context.Background())
 	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }
 	a.cutOff = cutOff
@@ -156,24 +162,32 @@ func (a *app) newClient(rec grant.Recorder) *grant.Client {
 
 // server bounds what a client can do before its request is understood. There
 // is no limit to a whole request, since bodies may be streams.
-func server(cfg config, log *zap.Logger, h http.Handler) *http.Server {
+func server(cfg config, logger *zap.Logger, h http.Handler) *http.Server {
 	// A panic in a handler must be seen; a line a minute of each kind is enough.
-	sampled := log.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+	sampled := logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}))
-	errorLog, err := zap.NewStdLogAt(sampled, zap.WarnLevel)
-	if err != nil {
-		panic(err) // warn is a level
-	}
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: cfg.HeaderTimeout,
 		IdleTimeout:       cfg.IdleTimeout,
 		MaxHeaderBytes:    cfg.MaxHeaderBytes,
-		ErrorLog:          errorLog,
+		ErrorLog:          log.New(complaints{sampled}, "", 0),
 		// OPTIONS * is for the handler to refuse.
 		DisableGeneralOptionsHandler: true,
 	}
+}
+
+// complaints passes on what net/http has to say, but for what HTTP/2 makes it
+// say of clients and of trailers: that is theirs to cause, and quotes them.
+type complaints struct{ log *zap.Logger }
+
+func (c complaints) Write(line []byte) (int, error) {
+	text := strings.TrimSuffix(string(line), "\n")
+	if strings.HasPrefix(text, "http: ") || strings.HasPrefix(text, "http2: panic ") {
+		c.log.Warn(text)
+	}
+	return len(line), nil
 }
 
 // serve runs the sidecar on the two listeners until ctx is done or a server

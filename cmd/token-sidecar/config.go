@@ -67,6 +67,7 @@ type config struct {
 	TokenWait          time.Duration     `env:"TOKEN_WAIT" envDefault:"10s" help:"How long a request waits for a token when none is valid."`
 
 	ListenAddress string `env:"LISTEN_ADDRESS" envDefault:"127.0.0.1:8080" help:"Where the app sends its requests to."`
+	ListenHTTP2   bool   `env:"LISTEN_HTTP2" envDefault:"false" help:"Whether the app may speak HTTP/2 beside HTTP/1.1: without TLS and by prior knowledge (RFC 9113 section 3.3), as gRPC does."`
 	AdminAddress  string `env:"ADMIN_ADDRESS" envDefault:"127.0.0.1:9090" help:"Where /livez, /readyz, /startupz and /metrics are served."`
 	AdminQuit     bool   `env:"ADMIN_QUIT" envDefault:"false" help:"Whether POST /quitquitquit on ADMIN_ADDRESS ends the sidecar as SIGTERM does, for Jobs on clusters without native sidecars."`
 	DebugAddress  string `env:"DEBUG_ADDRESS" help:"Where Go's profiles are served, below /debug/pprof/: a loopback address. By default nowhere."`
@@ -79,7 +80,7 @@ type config struct {
 	MaxHeaderBytes int           `env:"MAX_HEADER_BYTES" envDefault:"65536" help:"The most that the head of a request may take, and 4096 more."`
 	HeaderTimeout  time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"The most that the head of a request may take to come."`
 	IdleTimeout    time.Duration `env:"IDLE_TIMEOUT" envDefault:"1m" help:"How long an idle connection of a client is kept."`
-	StallTimeout   time.Duration `env:"STALL_TIMEOUT" envDefault:"1m" help:"How long a client may send nothing of a body that is not answered yet, or take nothing of what is there for it, before it is cut off; 0: for ever. Long polls, streams and websockets may pause for as long as they like."`
+	StallTimeout   time.Duration `env:"STALL_TIMEOUT" envDefault:"1m" help:"How long a client may send nothing of a body that is not answered yet, or take nothing of what is there for it, before it is cut off; 0: for ever. Long polls, streams, gRPC calls and websockets may pause for as long as they like."`
 
 	AllowRemoteClients bool `env:"ALLOW_REMOTE_CLIENTS" envDefault:"false" help:"Permits a LISTEN_ADDRESS beyond loopback. Whoever reaches it acts with your credentials."`
 	AllowPlainHTTP     bool `env:"ALLOW_PLAIN_HTTP" envDefault:"false" help:"Permits http:// to other machines, for UPSTREAM_URL, TOKEN_URL, REFRESH_URL and REVOCATION_URL. Whoever is on the way reads the credentials."`
@@ -87,6 +88,7 @@ type config struct {
 	UpstreamConnectTimeout  time.Duration `env:"UPSTREAM_CONNECT_TIMEOUT" envDefault:"5s" help:"The most that a connection to the upstream may take to come about."`
 	UpstreamResponseTimeout time.Duration `env:"UPSTREAM_RESPONSE_TIMEOUT" envDefault:"0" help:"The most that the upstream may take to begin its answer; 0: no limit."`
 	UpstreamIdleTimeout     time.Duration `env:"UPSTREAM_IDLE_TIMEOUT" envDefault:"4s" help:"How long an idle connection to the upstream is kept. It must be less than the upstream keeps it for, or requests will meet closing connections."`
+	UpstreamHTTP2           bool          `env:"UPSTREAM_HTTP2" envDefault:"false" help:"Whether an http:// upstream takes HTTP/2, and nothing else, by prior knowledge: a gRPC server without TLS. By https:// it is asked."`
 	UpstreamProxyURL        proxyURL      `env:"UPSTREAM_PROXY_URL,unset" help:"A proxy for requests to the upstream, written like TOKEN_PROXY_URL."`
 	UpstreamProxyURLFile    string        `env:"UPSTREAM_PROXY_URL_FILE" help:"A file that holds UPSTREAM_PROXY_URL instead, if there is a password in it."`
 	UpstreamCAFile          string        `env:"UPSTREAM_CA_FILE" help:"A bundle of CA certificates (PEM) that alone may vouch for the upstream, like TOKEN_CA_FILE."`
@@ -174,6 +176,11 @@ func (c *config) validate(f faults) {
 	}
 	f.unless(c.MaxHeaderBytes >= 1024, "MAX_HEADER_BYTES", "want a number of 1024 or more")
 	c.validateGuard(f)
+	if c.UpstreamHTTP2 {
+		plain := c.UpstreamURL.URL == nil || c.UpstreamURL.Scheme == "http"
+		f.unless(plain, "UPSTREAM_HTTP2", "is for an UPSTREAM_URL that begins with http://: by https:// the upstream is asked, so leave it out")
+		f.unless(c.UpstreamProxyURL.proxy == nil, "UPSTREAM_HTTP2", "cannot be used through UPSTREAM_PROXY_URL, which would have to speak it as well")
+	}
 	for name, address := range map[string]string{"LISTEN_ADDRESS": c.ListenAddress, "ADMIN_ADDRESS": c.AdminAddress} {
 		_, port, err := net.SplitHostPort(address)
 		_, portErr := strconv.ParseUint(port, 10, 16)

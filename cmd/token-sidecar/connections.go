@@ -160,6 +160,9 @@ func (it *client) setIdle(idle bool) {
 	case !idle && it.place != nil:
 		c.idle.Remove(it.place)
 		it.place = nil
+		if it.since.Equal(c.leaving) { // it is not leaving after all: HTTP/2 sets no deadlines of its own
+			_ = it.SetReadDeadline(time.Time{})
+		}
 	}
 }
 

@@ -39,7 +39,10 @@ func withCrowd(t *testing.T, test func(*crowd)) {
 			defer conn.Close()
 			<-c.open
 		})
-		c.server = &http.Server{Handler: mux}
+		both := &http.Protocols{}
+		both.SetHTTP1(true)
+		both.SetUnencryptedHTTP2(true)
+		c.server = &http.Server{Handler: mux, Protocols: both}
 		served := make(chan error)
 		listener := newConnections(2, settled).limit(c.server, c.network)
 		go func() { served <- c.server.Serve(listener) }()

@@ -33,7 +33,11 @@ func runApp(t *testing.T, h http.HandlerFunc, environ ...string) *running {
 	mux := http.NewServeMux()
 	mux.Handle("POST /oauth/token", provider.TokenEndpoint())
 	mux.Handle("/", provider.Protect(h))
-	upstream := httptest.NewServer(mux)
+	upstream := httptest.NewUnstartedServer(mux)
+	upstream.Config.Protocols = &http.Protocols{}
+	upstream.Config.Protocols.SetHTTP1(true)
+	upstream.Config.Protocols.SetUnencryptedHTTP2(true)
+	upstream.Start()
 	t.Cleanup(upstream.Close)
 	settings := map[string]string{
 		"UPSTREAM_URL": upstream.URL, "TOKEN_URL": upstream.URL + "/oauth/token", "CLIENT_ID": "id", "CLIENT_AUTH_METHOD": "none",

@@ -1,0 +1,418 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
+)
+
+// speaksHTTP2 is a client that speaks nothing else.
+func speaksHTTP2(dial func(ctx context.Context, network, address string) (net.Conn, error)) *http.Transport {
+	only := &http.Protocols{}
+	only.SetUnencryptedHTTP2(true)
+	return &http.Transport{DialContext: dial, Protocols: only, DisableCompression: true}
+}
+
+func (r *running) http2(t *testing.T) *http.Client {
+	transport := speaksHTTP2(nil)
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+func (r *running) ends(t *testing.T) {
+	t.Helper()
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHTTP2IsSpokenWhereItIsAskedFor(t *testing.T) {
+	echo := func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(w, "%d %s %s", r.ProtoMajor, r.Header.Get("Te"), body)
+	}
+	for settings, want := range map[string]string{
+		"LISTEN_HTTP2=false UPSTREAM_HTTP2=false": "",
+		"LISTEN_HTTP2=true UPSTREAM_HTTP2=false":  "HTTP/2.0 1 trailers body",
+		"LISTEN_HTTP2=true UPSTREAM_HTTP2=true":   "HTTP/2.0 2 trailers body",
+	} {
+		r := runApp(t, echo, strings.Fields(settings)...)
+		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+r.address, strings.NewReader("body"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Te", "trailers")
+		client := r.http2(t)
+		resp, err := client.Do(req)
+		client.CloseIdleConnections() // or the server would leave it a second to do so
+		if got := shown(resp, err); got != want {
+			t.Errorf("%s: answered %q, want %q", settings, got, want)
+		}
+		_, from := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+		if resp, err = http.ReadResponse(from, nil); err != nil || resp.StatusCode != http.StatusOK {
+			t.Errorf("%s: HTTP/1.1 is answered %v, %v", settings, resp, err)
+		}
+		r.ends(t)
+	}
+}
+
+func shown(resp *http.Response, err error) string {
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	body, _ := io.ReadAll(resp.Body)
+	return resp.Proto + " " + string(body)
+}
+
+func TestUpstreamHTTP2IsForHTTPAndForNoProxy(t *testing.T) {
+	environ := map[string]string{"TOKEN_URL": "https://auth.example.com", "CLIENT_ID": "id", "CLIENT_AUTH_METHOD": "none", "UPSTREAM_HTTP2": "true"}
+	environ["UPSTREAM_URL"] = "https://api.example.com"
+	if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "UPSTREAM_HTTP2: is for an UPSTREAM_URL that begins with http://") {
+		t.Errorf("with https: %v", err)
+	}
+	environ["UPSTREAM_URL"], environ["UPSTREAM_PROXY_URL"] = "http://localhost", "http://localhost:3128"
+	if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "UPSTREAM_HTTP2: cannot be used through UPSTREAM_PROXY_URL") {
+		t.Errorf("through a proxy: %v", err)
+	}
+}
+
+func TestTheLimitsOfAClientHoldInHTTP2(t *testing.T) {
+	drain := func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }
+	for setting, test := range map[string]struct {
+		field string
+		body  io.Reader
+		want  int
+	}{
+		"MAX_HEADER_BYTES=1024": {strings.Repeat("x", 1320), nil, http.StatusRequestHeaderFieldsTooLarge},
+		"STALL_TIMEOUT=20ms":    {"", newSilence(t), http.StatusRequestTimeout},
+		"ALLOWED_METHODS=PUT":   {"", nil, http.StatusMethodNotAllowed},
+	} {
+		t.Run(setting, func(t *testing.T) {
+			r := runApp(t, drain, setting, "LISTEN_HTTP2=true")
+			req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+r.address, test.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("X-Field", test.field)
+			client := r.http2(t)
+			resp, err := client.Do(req)
+			if err != nil || resp.StatusCode != test.want {
+				t.Fatalf("answered %v, %v, want %d", resp, err, test.want)
+			}
+			_ = resp.Body.Close()
+			client.CloseIdleConnections()
+			r.ends(t)
+		})
+	}
+}
+
+// newSilence is a body that nothing comes of.
+func newSilence(t *testing.T) io.Reader {
+	body, piece := io.Pipe()
+	t.Cleanup(func() { _ = piece.Close() })
+	return body
+}
+
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\x00\x00\x00\x04\x00\x00\x00\x00\x00" // and empty SETTINGS
+
+func TestAConnectionOfHTTP2ThatIsIdleOrInTheMiddleOfAHeadIsClosed(t *testing.T) {
+	for name, says := range map[string]string{
+		"idle":            preface,
+		"amid the head":   preface + "\x00\x00\x01\x01\x00\x00\x00\x00\x01\x82", // HEADERS without END_HEADERS
+		"amid a frame":    preface + "\x00\x00\x09\x01",
+		"amid no preface": preface[:20],
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := runApp(t, nil, "LISTEN_HTTP2=true", "IDLE_TIMEOUT=20ms", "HEADER_TIMEOUT=20ms")
+			_, from := r.dial(t, says)
+			if _, err := io.Copy(io.Discard, from); err != nil { // to the end that the sidecar makes
+				t.Error(err)
+			}
+			r.ends(t)
+		})
+	}
+}
+
+func TestNoClientOfHTTP2WritesToTheLog(t *testing.T) {
+	r := runApp(t, nil, "LISTEN_HTTP2=true")
+	var ends []io.Reader
+	for _, says := range []string{
+		preface + "\x00\x00\x08\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",      // GOAWAY
+		preface + "\x00\x00\x00\x00\x00\x00\x00\x00\x00",                                      // DATA of no stream
+		preface[:24] + "\x00\x00\x08\x06\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", // PING before SETTINGS
+	} {
+		_, from := r.dial(t, says)
+		ends = append(ends, from)
+	}
+	_, _ = io.Copy(io.Discard, io.MultiReader(ends...)) // the sidecar closes them after a second
+	r.ends(t)
+	if log := r.log.String(); strings.Contains(log, `"warn"`) || strings.Contains(log, "http2") {
+		t.Errorf("log: %s", log)
+	}
+}
+
+// Shutdown.
+
+func TestRequestsOfHTTP2EndBeforeTheSidecarDoes(t *testing.T) {
+	arrived, proceed := make(chan struct{}), make(chan struct{})
+	r := runApp(t, func(w http.ResponseWriter, _ *http.Request) {
+		close(arrived)
+		<-proceed
+		_, _ = io.WriteString(w, "late but whole")
+	}, "LISTEN_HTTP2=true")
+	client, answer := r.http2(t), make(chan string)
+	go func() { answer <- shown(client.Get("http://" + r.address)) }()
+	<-arrived
+	r.stop()
+	for { // no connection is taken any more, and no stream on the one there is
+		c, err := net.Dial("tcp", r.address)
+		if err != nil {
+			break
+		}
+		_ = c.Close()
+	}
+	if got := shown(client.Get("http://" + r.address)); got != "" {
+		t.Errorf("a request after the stop was answered %q", got)
+	}
+	close(proceed)
+	if got, want := <-answer, "HTTP/2.0 late but whole"; got != want {
+		t.Errorf("answered %q, want %q", got, want)
+	}
+	if err := <-r.done; err != nil || strings.Contains(r.log.String(), "cut off") {
+		t.Errorf("%v\n%s", err, r.log)
+	}
+}
+
+func TestStreamsOfHTTP2AreCutOffAtTheDeadline(t *testing.T) {
+	r := runApp(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "begun")
+		_ = http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+	}, "LISTEN_HTTP2=true", "DRAIN_TIMEOUT=50ms")
+	resp, err := r.http2(t).Get("http://" + r.address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	r.ends(t)
+	if got, err := io.ReadAll(resp.Body); string(got) != "begun" || err == nil {
+		t.Errorf("read %q, %v, want no more than what had begun", got, err)
+	}
+	if !strings.Contains(r.log.String(), "cut off") {
+		t.Errorf("log: %s", r.log)
+	}
+}
+
+// Connections.
+
+// http2Visitor is a client of the crowd that speaks HTTP/2 on connections that
+// it counts.
+type http2Visitor struct {
+	*http.Client
+	dials atomic.Int32
+}
+
+func (c *crowd) comesWithHTTP2() *http2Visitor {
+	v := &http2Visitor{}
+	transport := speaksHTTP2(func(ctx context.Context, network, address string) (net.Conn, error) {
+		v.dials.Add(1)
+		return c.network.Dial(ctx, network, address)
+	})
+	v.Client = &http.Client{Transport: transport}
+	return v
+}
+
+func (v *http2Visitor) isServed(t *testing.T) {
+	t.Helper()
+	resp, err := v.Get("http://app/")
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("answered %v, %v", resp, err)
+	}
+	_, _ = io.Copy(io.Discard, resp.Body)
+	_ = resp.Body.Close()
+	synctest.Wait()
+}
+
+func TestAConnectionIsInUseAsLongAsOneStreamIs(t *testing.T) {
+	withCrowd(t, func(c *crowd) {
+		first := c.comesWithHTTP2()
+		defer first.CloseIdleConnections()
+		slow := make(chan error)
+		go func() {
+			resp, err := first.Get("http://app/slow")
+			if err == nil {
+				_ = resp.Body.Close()
+			}
+			slow <- err
+		}()
+		synctest.Wait()
+		first.isServed(c.t) // another stream, which ends
+		second := c.comes()
+		second.isServed()
+		time.Sleep(time.Hour)
+		c.comes().isServed()
+		if !second.wasSentAway() {
+			c.t.Error("it was not the idle one that was sent away")
+		}
+		close(c.open)
+		if err := <-slow; err != nil || first.dials.Load() != 1 {
+			c.t.Errorf("the stream in use ended with %v, after %d connections", err, first.dials.Load())
+		}
+	})
+}
+
+// The frame that begins a stream may have been read when the connection was
+// just told to leave.
+func TestAConnectionThatIsUsedAfterAllDoesNotLeave(t *testing.T) {
+	app, server := net.Pipe()
+	c := newConnections(1)
+	c.open = 1
+	it := &client{Conn: server, connections: c}
+	it.setIdle(true)
+	it.since = it.since.Add(-settled)
+	if _, entered := c.tryEnter(time.Now()); entered {
+		t.Fatal("there was room")
+	}
+	it.setIdle(false)
+	go func() { _, _ = app.Write([]byte("x")) }()
+	if _, err := server.Read(make([]byte, 1)); err != nil {
+		t.Errorf("the next frame: %v", err)
+	}
+}
+
+func TestAnIdleConnectionOfHTTP2MakesRoom(t *testing.T) {
+	withCrowd(t, func(c *crowd) {
+		first := c.comesWithHTTP2()
+		defer first.CloseIdleConnections()
+		first.isServed(c.t)
+		c.comes().isServed()
+		time.Sleep(time.Hour)
+		c.comes().isServed()
+		synctest.Wait()
+		first.isServed(c.t)
+		if got := first.dials.Load(); got != 2 {
+			c.t.Errorf("%d connections, want a second in place of the one that made room", got)
+		}
+	})
+}
+
+func TestInACrowdAConnectionOfHTTP2EndsWithItsStreams(t *testing.T) {
+	withCrowd(t, func(c *crowd) {
+		first, second := c.comesWithHTTP2(), c.comes()
+		defer first.CloseIdleConnections()
+		first.isServed(c.t)
+		second.asks("/slow")
+		slow := make(chan error)
+		go func() {
+			resp, err := first.Get("http://app/slow")
+			if err == nil {
+				_ = resp.Body.Close()
+			}
+			slow <- err
+		}()
+		synctest.Wait()
+		third := c.comes()
+		synctest.Wait()
+		first.isServed(c.t) // which tells it to leave
+		close(c.open)
+		if err := <-slow; err != nil {
+			c.t.Errorf("the stream in flight ended with %v", err)
+		}
+		third.isServed()
+		second.answered()
+		if got := first.dials.Load(); got != 1 {
+			c.t.Errorf("%d connections", got)
+		}
+	})
+}
+
+// Stalls.
+
+// withWindow runs test with a client of HTTP/2 that has room for so much of an
+// answer that it does not read, of a server with a patience of a minute.
+func withWindow(t *testing.T, window int, h http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
+	synctest.Test(t, func(t *testing.T) {
+		network := granttest.NewPipe()
+		s := &http.Server{Handler: h}
+		takeHTTP2(s, config{StallTimeout: time.Minute})
+		served := make(chan error)
+		go func() { served <- s.Serve(stallListener{network, time.Minute}) }()
+		transport := speaksHTTP2(network.Dial)
+		transport.HTTP2 = &http.HTTP2Config{MaxReceiveBufferPerStream: window}
+		test(t, &http.Client{Transport: transport})
+		transport.CloseIdleConnections()
+		_ = s.Close()
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAStreamThatTakesNothingOfItsAnswerIsResetAlone(t *testing.T) {
+	for name, size := range map[string]int{"a large answer": 64 << 10, "its end, which the server keeps": 100} {
+		t.Run(name, func(t *testing.T) {
+			give := func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/large" {
+					_, _ = io.WriteString(w, strings.Repeat("x", size))
+				}
+			}
+			withWindow(t, 10, give, func(t *testing.T, client *http.Client) {
+				stalls, err := client.Get("http://app/large")
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute - time.Second)
+				synctest.Wait()
+				head := make([]byte, 1)
+				if _, err := io.ReadFull(stalls.Body, head); err != nil {
+					t.Errorf("reset too early: %v", err)
+				}
+				time.Sleep(2 * time.Minute)
+				if _, err := io.Copy(io.Discard, stalls.Body); err == nil {
+					t.Error("not reset")
+				}
+				_ = stalls.Body.Close()
+				resp, err := client.Get("http://app/small")
+				if err != nil {
+					t.Fatalf("the connection: %v", err)
+				}
+				_ = resp.Body.Close()
+			})
+		})
+	}
+}
+
+func TestAStreamOfHTTP2MayPause(t *testing.T) {
+	events := func(w http.ResponseWriter, _ *http.Request) {
+		for range 3 {
+			time.Sleep(time.Hour)
+			_, _ = io.WriteString(w, "event\n")
+			_ = http.NewResponseController(w).Flush()
+		}
+	}
+	withWindow(t, 1<<20, events, func(t *testing.T, client *http.Client) {
+		resp, err := client.Get("http://app/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		all, err := io.ReadAll(bufio.NewReader(resp.Body))
+		if got := strings.Count(string(all), "event\n"); got != 3 || err != nil {
+			t.Errorf("got %d events, %v", got, err)
+		}
+	})
+}

@@ -1,0 +1,280 @@
+package proxy_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/token-sidecar/token-sidecar/proxy"
+	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
+)
+
+// frame is a frame of HTTP/2 (RFC 9113 section 4.1).
+func frame(kind, flags byte, stream uint32, payload string) string {
+	head := binary.BigEndian.AppendUint32(nil, uint32(len(payload))<<8|uint32(kind))
+	head = binary.BigEndian.AppendUint32(append(head, flags), stream)
+	return string(head) + payload
+}
+
+// inHTTP2 is all that a client says in order to make a request without a body,
+// which may be one that no library would make. fields are names and values.
+func inHTTP2(fields ...string) string {
+	const settings, headers, endStreamAndHeaders = 4, 1, 1 | 4
+	var block strings.Builder
+	for i := 0; i < len(fields); i += 2 {
+		block.WriteByte(0) // literal, with a new name, not indexed (RFC 7541 section 6.2.2)
+		for _, text := range fields[i : i+2] {
+			block.WriteByte(byte(len(text)))
+			block.WriteString(text)
+		}
+	}
+	return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings, 0, 0, "") + frame(headers, endStreamAndHeaders, 1, block.String())
+}
+
+// HTTP/2 delimits fields by their length. So they can hold what would end them
+// in HTTP/1.1, as which they may go on.
+func TestWhatMustNotEnterIsRefusedInHTTP2(t *testing.T) {
+	upstream := serve(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s %s arrived", r.Method, r.RequestURI) })
+	for _, test := range []struct{ method, path, authority, name, value, want string }{
+		{"GET /b HTTP/1.1", "/", "localhost", "a", "b", "GET /b HTTP/1.1 405"},
+		{"TRACE", "/", "localhost", "a", "b", "TRACE 405"},
+		{"PRI", "*", "localhost", "a", "b", "PRI 405"},
+		{"GET", "/a HTTP/1.1", "localhost", "a", "b", "GET 400"},
+		{"GET", "/a?b HTTP/1.1", "localhost", "a", "b", "GET 400"},
+		{"GET", "*", "localhost", "a", "b", "GET 400"},
+		{"GET", "http://elsewhere/", "localhost", "a", "b", "GET 400"},
+		{"GET", "/a/%2e%2e/b", "localhost", "a", "b", "GET 400"},
+		{"GET", "/%00", "localhost", "a", "b", "GET 400"},
+		{"GET", "/", "attacker.test", "a", "b", "GET 421"},
+		{"GET", "/", "attacker.test", "host", "localhost", "GET 421"},
+		{"GET", "/", "", "host", "attacker.test", "GET 421"},
+		{"GET", "/", "localhost", "x_a", "b", "GET 400"},
+	} {
+		fields := []string{":method", test.method, ":scheme", "http", ":path", test.path}
+		if test.authority != "" {
+			fields = append(fields, ":authority", test.authority)
+		}
+		s := start(t, upstream.URL, proxy.Config{Guard: proxy.Guard{Hosts: []string{"127.0.0.1"}}})
+		s.dial(t, inHTTP2(append(fields, test.name, test.value)...))
+		s.recorder.wants(t, test.want)
+	}
+}
+
+func TestWhatHTTP2CannotCarryIsRefusedByTheServer(t *testing.T) {
+	upstream := serve(t, func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s %s arrived", r.Method, r.RequestURI) })
+	for _, odd := range [][]string{
+		{":path", "/", "a", "b\r\nc: d"},
+		{":path", "/\r\n"},
+		{":path", "/", "a\r\nb", "c"},
+		{":path", "/", "connection", "x-a"},
+		{":path", "/", "transfer-encoding", "chunked"},
+		{":path", "/", "upgrade", "websocket"},
+		{":path", "/", "te", "gzip"},
+		{":path", "/", ":protocol", "websocket"},
+		{":path", "/", ":path", "/b"},
+	} {
+		s := start(t, upstream.URL, proxy.Config{})
+		s.Config.ErrorLog = nil
+		_, from := s.dial(t, inHTTP2(append([]string{":method", "GET", ":scheme", "http", ":authority", "app"}, odd...)...))
+		for kind := byte(0); kind != 1 && kind != 3; { // until HEADERS or RST_STREAM
+			var head [9]byte
+			if _, err := io.ReadFull(from, head[:]); err != nil {
+				break
+			}
+			kind = head[3]
+			_, _ = io.CopyN(io.Discard, from, int64(binary.BigEndian.Uint32(head[:])>>8))
+		}
+		if n := s.recorder.startedCount(); n != 0 {
+			t.Errorf("%q reached the proxy", odd)
+		}
+	}
+}
+
+func TestFieldsOfHTTP2ArriveInHTTP1AsTheyAre(t *testing.T) {
+	addr, heads := headOf(t)
+	s := start(t, "http://"+addr, proxy.Config{})
+	s.dial(t, inHTTP2(":method", "GET", ":scheme", "http", ":authority", "app", ":path", "/a%2Fb;c//?d|e",
+		"te", "trailers", "grpc-timeout", "1S", "content-length", "0", "host", "other", "authorization", "Basic x", "cookie", "a=b", "cookie", "c=d"))
+	want := sorted("GET /a%2Fb;c//?d|e HTTP/1.1\r\nHost: " + addr + "\r\nAuthorization: Bearer " + canary +
+		"\r\nCookie: a=b; c=d\r\nGrpc-Timeout: 1S\r\nTe: trailers\r\n\r\n")
+	if got := <-heads; got != want {
+		t.Errorf("the upstream got\n%s, want\n%s", got, want)
+	}
+	s.recorder.wants(t, "GET 204")
+}
+
+func TestARefusalInHTTP2CostsNoOtherRequestItsConnection(t *testing.T) {
+	const most = 3
+	g := newGate()
+	s := startFor(t, 2, serve(t, g.ServeHTTP).URL, proxy.Config{MaxInFlight: most, Guard: proxy.Guard{Methods: []string{"GET", "POST"}}})
+	answers := make(chan *http.Response, most)
+	for range most {
+		go func() { answers <- s.send(t, "GET", "/", nil) }()
+		<-g.asked
+	}
+	refused := func(method string, status int) {
+		body, piece := io.Pipe()
+		defer piece.Close()
+		req, err := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+			GotConn: func(c httptrace.GotConnInfo) {
+				if !c.Reused {
+					t.Errorf("%s %d: another connection was needed", method, status)
+				}
+			},
+		}), method, s.URL, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := s.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != status {
+			t.Errorf("status = %d, want %d", resp.StatusCode, status)
+		}
+		s.recorder.wants(t, fmt.Sprint(method, " ", status))
+	}
+	for range 3 {
+		refused("POST", http.StatusServiceUnavailable)
+		refused("PUT", http.StatusMethodNotAllowed)
+	}
+	close(g.open)
+	for range most {
+		if got := (<-answers).StatusCode; got != http.StatusOK {
+			t.Errorf("status = %d, want 200 for what was in flight", got)
+		}
+	}
+}
+
+func TestAGRPCServersRefusalOfATokenIsMended(t *testing.T) {
+	unauthenticated := func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc")
+		if r.Header.Get("Authorization") != "Bearer "+second {
+			w.Header().Set("Grpc-Status", "16")
+			return
+		}
+		_, _ = io.Copy(w, r.Body)
+		flush(t, w)
+		w.Header().Set(http.TrailerPrefix+"Grpc-Status", "16") // not on account of the token: it has been working
+	}
+	eachProtocol(t, unauthenticated, func(t *testing.T, s *sidecar) {
+		s.tokens.next = second
+		resp := s.send(t, "POST", "/", strings.NewReader("body"), "Content-Type", "application/grpc")
+		if got, want := read(t, resp.Body)+fmt.Sprint(resp.Trailer), "bodymap[Grpc-Status:[16]]"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		s.recorder.wantsRefusals(t, "replayed")
+	})
+}
+
+// talk opens a stream and says so much of its body, which does not end.
+func talk(t *testing.T, client *http.Client, address, contentType, begun string) *http.Response {
+	t.Helper()
+	body, piece := io.Pipe()
+	t.Cleanup(func() { _ = piece.Close() })
+	req, err := http.NewRequestWithContext(t.Context(), "POST", address, io.MultiReader(strings.NewReader(begun), body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", contentType)
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = resp.Body.Close() })
+	return resp
+}
+
+func TestAStreamIsToldThatTheUpstreamIsGoneAlthoughItPauses(t *testing.T) {
+	leave := func(_ http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadFull(r.Body, make([]byte, 5))
+		panic(http.ErrAbortHandler)
+	}
+	for _, patience := range []time.Duration{0, time.Hour} {
+		upstream := httptest.NewUnstartedServer(http.HandlerFunc(leave))
+		upstream.Config.Protocols = &http.Protocols{}
+		upstream.Config.Protocols.SetUnencryptedHTTP2(true)
+		upstream.Start()
+		t.Cleanup(upstream.Close)
+		s := startFor(t, 2, upstream.URL, proxy.Config{BodyPatience: patience, Transport: proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})})
+		resp := talk(t, s.Client(), s.URL, "application/grpc", "begun")
+		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
+	}
+}
+
+func TestAnAnswerEndsAlthoughTheClientHasNotEnded(t *testing.T) {
+	for _, status := range []int{http.StatusOK, http.StatusUnauthorized, http.StatusForbidden} {
+		each(t, fromHTTP2, func(w http.ResponseWriter, r *http.Request) {
+			if r.ProtoMajor == 1 {
+				_ = http.NewResponseController(w).EnableFullDuplex()
+			}
+			expect(t, r.Body, "begun")
+			w.Header().Set("Trailer", "Grpc-Status")
+			w.WriteHeader(status)
+			_, _ = io.WriteString(w, "answer")
+			flush(t, w)
+			w.Header().Set("Grpc-Status", "5")
+		}, func(t *testing.T, s *sidecar) {
+			resp := talk(t, s.Client(), s.URL, "application/grpc", "begun")
+			if got, want := fmt.Sprint(resp.StatusCode, read(t, resp.Body), resp.Trailer), fmt.Sprint(status, "answermap[Grpc-Status:[5]]"); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		})
+	}
+}
+
+// withStreams is withClient for one of HTTP/2, before an upstream of HTTP/2.
+func withStreams(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
+	synctest.Test(t, func(t *testing.T) {
+		far, near := granttest.NewPipe(), granttest.NewPipe()
+		both := &http.Protocols{}
+		both.SetUnencryptedHTTP2(true)
+		api := &http.Server{Handler: upstream, Protocols: both}
+		transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})
+		transport.DialContext = far.Dial
+		server := &http.Server{Protocols: both, Handler: proxy.New(proxy.Config{
+			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport, BodyPatience: patience,
+		})}
+		go func() { _ = api.Serve(far) }()
+		go func() { _ = server.Serve(near) }()
+		client := &http.Transport{DialContext: near.Dial, Protocols: both}
+		defer func() { // also after a fatal error, or the bubble would hide it
+			client.CloseIdleConnections()
+			_ = server.Close()
+			transport.CloseIdleConnections()
+			_ = api.Close()
+		}()
+		test(t, &http.Client{Transport: client})
+	})
+}
+
+func TestAStreamThatStallsIsGivenUpAndNoOther(t *testing.T) {
+	withStreams(t, drain, func(t *testing.T, client *http.Client) {
+		start := time.Now()
+		resp := talk(t, client, "http://app/", "text/plain", "begun")
+		wantsOwn(t, resp, http.StatusRequestTimeout, "request_stalled", "http_request_error", map[string]any{})
+		if took := time.Since(start); took < patience || took > patience*5/4 {
+			t.Errorf("after %v", took)
+		}
+	})
+}
+
+func TestAGRPCCallMayPauseBeforeItIsAnswered(t *testing.T) {
+	withStreams(t, func(w http.ResponseWriter, r *http.Request) {
+		time.Sleep(time.Hour)
+		_, _ = io.CopyN(w, r.Body, 5)
+	}, func(t *testing.T, client *http.Client) {
+		if got := read(t, talk(t, client, "http://app/", "application/grpc+proto", "begun").Body); got != "begun" {
+			t.Errorf("got %q", got)
+		}
+	})
+}
