@@ -279,7 +279,7 @@ func TestAConnectionIsInUseAsLongAsOneStreamIs(t *testing.T) {
 // just told to leave.
 func TestAConnectionThatIsUsedAfterAllDoesNotLeave(t *testing.T) {
 	app, server := net.Pipe()
-	c := newConnections(1)
+	c := newConnections(1, settled)
 	c.open = 1
 	it := &client{Conn: server, connections: c}
 	it.setIdle(true)
