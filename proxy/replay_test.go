@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,6 +72,31 @@ func TestARefusedRequestIsSentAgainWithAnotherToken(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestTheSecondSendingNeedsNoConnectionOfItsOwn(t *testing.T) {
+	var connections atomic.Int32
+	upstream := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer "+second {
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, strings.Repeat("refused ", 500))
+		}
+	}))
+	upstream.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	upstream.Start()
+	t.Cleanup(upstream.Close)
+	s := start(t, upstream.URL, proxy.Config{})
+	s.tokens.next = second
+	if got := s.send(t, "GET", "/", nil).StatusCode; got != http.StatusOK {
+		t.Errorf("got %d", got)
+	}
+	if got := connections.Load(); got != 1 {
+		t.Errorf("%d connections for one request, want 1", got)
 	}
 }
 
