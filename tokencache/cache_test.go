@@ -542,6 +542,24 @@ func TestTheEndOfRunRevokesThePairThatIsHeld(t *testing.T) {
 	}
 }
 
+func TestAPairThatComesWithTheEndOfRunIsRevoked(t *testing.T) {
+	ctx, end := context.WithCancel(t.Context())
+	revoked := ""
+	c := New(Config{
+		Grants: grantsFunc(func() (Token, error) {
+			end()
+			return Token{Access: NewSecret("late"), Issued: time.Now(), Expiry: time.Now().Add(time.Hour)}, nil
+		}),
+		Revoke: func(_ context.Context, pair Token) error {
+			revoked = pair.Access.Reveal()
+			return nil
+		},
+	})
+	if err := c.Run(ctx); err != nil || revoked != "late" {
+		t.Errorf("revoked %q, %v, want the pair that has just come", revoked, err)
+	}
+}
+
 func TestWithoutATokenNothingIsRevoked(t *testing.T) {
 	cfg := Config{Revoke: func(context.Context, Token) error {
 		t.Error("revoked nothing")
