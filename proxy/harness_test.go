@@ -46,6 +46,9 @@ func start(t testing.TB, upstream string, cfg proxy.Config) *sidecar {
 	if cfg.Tokens == nil {
 		cfg.Tokens = s.tokens
 	}
+	if cfg.BodyPatience == 0 {
+		cfg.BodyPatience = patience // as in use, and more than any test takes
+	}
 	if cfg.Transport == nil {
 		cfg.Transport = proxy.NewTransport(proxy.TransportConfig{})
 	}

@@ -69,6 +69,18 @@ func TestABudgetServesToItsLastByte(t *testing.T) {
 	}
 }
 
+func TestSmallBodiesTakeLittleOfTheBudget(t *testing.T) {
+	for length, want := range map[int]int64{1: 4 << 10, 4 << 10: 4 << 10, 4<<10 + 1: 16 << 10, 16 << 10: 16 << 10, 16<<10 + 1: 64 << 10, 64 << 10: 64 << 10} {
+		var budget atomic.Int64
+		budget.Store(recordBudget)
+		r := recordString(strings.Repeat("x", length), int64(length), &budget)
+		_, _ = io.Copy(io.Discard, r.play())
+		if got := recordBudget - budget.Load(); got != want {
+			t.Errorf("%d bytes take %d of the budget, want %d", length, got, want)
+		}
+	}
+}
+
 func TestABodyThatIsNotKeptTakesNothingOfTheBudget(t *testing.T) {
 	var budget atomic.Int64 // none is left
 	r := recordString(strings.Repeat("x", 1000), 1000, &budget)

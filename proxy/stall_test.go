@@ -62,6 +62,9 @@ func TestAClientThatSendsNothingOfItsBodyIsGivenUp(t *testing.T) {
 				if took := time.Since(start); took < patience || took > patience*5/4 || !resp.Close {
 					t.Errorf("after %v, the connection is closed: %v", took, resp.Close)
 				}
+				if _, err := io.Copy(io.Discard, from); err != nil || time.Since(start) > patience*5/4 {
+					t.Errorf("closed after %v, %v, want at once after the answer", time.Since(start), err)
+				}
 				recorder.wants(t, "POST 408")
 				if got, want := fmt.Sprint(recorder.failed()), "[request_stalled]"; got != want {
 					t.Errorf("failures = %s, want %s", got, want)
