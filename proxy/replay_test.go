@@ -239,7 +239,7 @@ func TestManyRefusalsAtOnceAreAllMended(t *testing.T) {
 	})
 }
 
-func TestRequestsThatMayNotBeSentAgainAreWaitedFor(t *testing.T) {
+func TestRequestsThatCannotBeSentAgainAreWaitedFor(t *testing.T) {
 	large := strings.Repeat("x", 64<<10+1)
 	for _, test := range []struct {
 		name   string
