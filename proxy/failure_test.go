@@ -174,16 +174,18 @@ func TestAnAnswerThatBreaksOffDoesNotEndCleanly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, serve(t, hijack(t, "HTTP/1.1 200 OK\r\n"+begun)).URL, proxy.Config{})
-			_, from := s.dial(t, "GET / HTTP/1.1\r\nHost: app\r\n\r\n")
-			resp, err := http.ReadResponse(from, nil)
-			if err == nil {
-				_, err = io.Copy(io.Discard, resp.Body)
+			for method, fields := range map[string]string{"GET": "\r\n", "POST": "Content-Length: 4\r\n\r\nbody"} {
+				_, from := s.dial(t, method+" / HTTP/1.1\r\nHost: app\r\n"+fields)
+				resp, err := http.ReadResponse(from, nil)
+				if err == nil {
+					_, err = io.Copy(io.Discard, resp.Body)
+				}
+				if got, want := err, io.ErrUnexpectedEOF; !errors.Is(got, want) {
+					t.Errorf("the answer ends in %v, want %v", got, want)
+				}
+				s.recorder.wants(t, method+" 200")
 			}
-			if got, want := err, io.ErrUnexpectedEOF; !errors.Is(got, want) {
-				t.Errorf("the answer ends in %v, want %v", got, want)
-			}
-			s.recorder.wants(t, "GET 200")
-			if got := fmt.Sprint(s.recorder.failed()); got != "[upstream_broke_off]" {
+			if got := fmt.Sprint(s.recorder.failed()); got != "[upstream_broke_off upstream_broke_off]" {
 				t.Errorf("failures = %s", got)
 			}
 		})

@@ -26,7 +26,7 @@ var legitimate = []string{
 	"GET / HTTP/1.1\r\n" + local + "\r\n",
 	"HEAD /a/b?c=d HTTP/1.1\r\n" + local + "Accept: */*\r\nUser-Agent: old/1\r\n\r\n",
 	"GET //a///b//?a=1;b=2&c=%zz&d=%00&e=../.. HTTP/1.1\r\n" + local + "Cookie: a=b; c=\"d\"\r\n\r\n",
-	"GET /a%2Fb%2fc/%41%C3%A9/%25zz/100%25 HTTP/1.1\r\n" + local + "\r\n",
+	"GET /a%2Fb%2fc/%41%C3%A9/%25zz/100%25/100%250 HTTP/1.1\r\n" + local + "\r\n",
 	"GET /a|b^c{d}\"<e>`é\xff/x%2Fy?q=a|b^c{d}'\"`<>\xff HTTP/1.1\r\n" + local + "\r\n",
 	"GET /.well-known/x/..a/a../.../a.b;v=1/;x/..a;b/.a HTTP/1.1\r\n" + local + "\r\n",
 	"GET /a:b@c!$&'()*+,=~_- HTTP/1.1\r\n" + local + "\r\n",
@@ -159,6 +159,7 @@ var blocked = map[string]int{
 	"GET / HTTP/1.1\r\n\r\n":                                     400,
 	// fields
 	"GET / HTTP/1.1\r\n" + local + "Authorization_: Bearer evil\r\n\r\n":                                                          400,
+	"GET / HTTP/1.1\r\n" + local + "_Authorization: Bearer evil\r\n\r\n":                                                          400,
 	"GET / HTTP/1.1\r\n" + local + "X_Forwarded_For: 192.0.2.1\r\n\r\n":                                                           400,
 	"GET / HTTP/1.1\r\n" + local + "Authorization : Bearer evil\r\n\r\n":                                                          400,
 	"GET / HTTP/1.1\r\n" + local + "X-A: \x00\r\n\r\n":                                                                            400,

@@ -19,6 +19,7 @@ func TestHostsAreComparedByNameAndAddress(t *testing.T) {
 		{loopback, "localhost", true},
 		{loopback, "LocalHost.:8080", true},
 		{loopback, "localhost:", true},
+		{loopback, "localhost:9090", true},
 		{loopback, "127.0.0.1:8080", true},
 		{loopback, "127.255.0.9", true},
 		{loopback, "[::1]:80", true},
@@ -29,6 +30,8 @@ func TestHostsAreComparedByNameAndAddress(t *testing.T) {
 		{loopback, "localhost:80:80", false},
 		{loopback, "[localhost]x", false},
 		{loopback, "[::1]x", false},
+		{loopback, "[::1]:80a", false},
+		{loopback, "[localhost:80", false},
 		{loopback, "::1", false},
 		{[]string{""}, "10.0.0.7:8080", true}, // LISTEN_ADDRESS=:8080
 		{[]string{""}, "[2001:db8::7]:8080", true},

@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -126,4 +127,96 @@ func TestOnlyAProxyOfTheConfigurationGetsRequests(t *testing.T) {
 			}
 		})
 	}
+}
+
+// overPipe makes a transport to an upstream of HTTP/2 in a bubble of fake time.
+func overPipe(t *testing.T, h http.HandlerFunc) (*http.Transport, *httptest.Server) {
+	network := granttest.NewPipe()
+	upstream := httptest.NewUnstartedServer(h)
+	_ = upstream.Listener.Close()
+	upstream.Listener, upstream.EnableHTTP2 = network, true
+	upstream.StartTLS()
+	transport := proxy.NewTransport(proxy.TransportConfig{})
+	transport.DialContext = network.Dial
+	transport.TLSClientConfig.RootCAs = x509.NewCertPool()
+	transport.TLSClientConfig.RootCAs.AddCert(upstream.Certificate())
+	return transport, upstream
+}
+
+// A lossy connection takes what is written, and may deliver none of it.
+type lossy struct {
+	net.Conn
+	lost *atomic.Bool
+}
+
+func (c lossy) Write(p []byte) (int, error) {
+	if c.lost.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func TestAConnectionThatIsDeadIsFoundOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		transport, upstream := overPipe(t, func(http.ResponseWriter, *http.Request) {})
+		defer upstream.Close()
+		defer transport.CloseIdleConnections()
+		dial := transport.DialContext
+		var lost *atomic.Bool // of the newest connection
+		transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			lost = new(atomic.Bool)
+			return lossy{conn, lost}, err
+		}
+		h := proxy.New(proxy.Config{
+			Upstream: &url.URL{Scheme: "https", Host: "example.com"}, Tokens: &tokens{token: canary}, Transport: transport,
+		})
+		begin := time.Now()
+		for _, want := range []int{http.StatusOK, http.StatusBadGateway, http.StatusOK} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil))
+			if w.Code != want {
+				t.Errorf("status = %d after %v, want %d", w.Code, time.Since(begin), want)
+			}
+			lost.Store(true)
+		}
+		if took := time.Since(begin); took != 20*time.Second {
+			t.Errorf("it took %v, want 20 s without a sign of life", took)
+		}
+		lost.Store(false)
+	})
+}
+
+func TestAHandshakeIsNotWaitedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		transport := proxy.NewTransport(proxy.TransportConfig{})
+		far, near := net.Pipe()
+		defer func() { _ = far.Close() }()
+		go func() { _, _ = io.Copy(io.Discard, far) }() // and says nothing
+		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return near, nil }
+		h := proxy.New(proxy.Config{
+			Upstream: &url.URL{Scheme: "https", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport,
+		})
+		begin := time.Now()
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil))
+		if took := time.Since(begin); w.Code != http.StatusGatewayTimeout || took != 5*time.Second {
+			t.Errorf("status = %d after %v, want 504 after 5 s", w.Code, took)
+		}
+	})
+}
+
+func TestTheHeadOfAnAnswerIsBounded(t *testing.T) {
+	long := func(w http.ResponseWriter, r *http.Request) {
+		for i := range map[string]int{"/long": 200, "/endless": 300}[r.URL.Path] {
+			w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("x", 1<<10))
+		}
+	}
+	eachProtocol(t, long, func(t *testing.T, s *sidecar) {
+		for path, want := range map[string]int{"/long": http.StatusOK, "/endless": http.StatusBadGateway} {
+			if got := s.send(t, "GET", path, nil).StatusCode; got != want {
+				t.Errorf("%s: status = %d, want %d", path, got, want)
+			}
+		}
+	})
 }
