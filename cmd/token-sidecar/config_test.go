@@ -136,8 +136,8 @@ func TestTheProbeAsksWhereTheAdminPortListens(t *testing.T) {
 		"": "127.0.0.1:9090", ":9091": "localhost:9091", "0.0.0.0:9091": "localhost:9091", "[::]:9091": "localhost:9091",
 		"10.0.0.7:9091": "10.0.0.7:9091", "sidecar:9091": "sidecar:9091",
 	} {
-		if got := adminHost(map[string]string{"ADMIN_ADDRESS": address}); got != want {
-			t.Errorf("ADMIN_ADDRESS=%s: asked at %s, want %s", address, got, want)
+		if got, err := adminHost(map[string]string{"ADMIN_ADDRESS": address}); err != nil || got != want {
+			t.Errorf("ADMIN_ADDRESS=%s: asked at %s, %v, want %s", address, got, err, want)
 		}
 	}
 }
