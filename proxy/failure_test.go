@@ -318,6 +318,32 @@ func TestNothingReceivedIsLogged(t *testing.T) {
 	}
 }
 
+func TestNothingOfABodyThatBreaksOffIsLogged(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n"
+	for name, end := range map[string]string{
+		"a trailer without a colon": "0\r\nAuthorization  Bearer " + canary + "\r\n\r\n",
+		"a chunk size":              canary + "\r\n",
+		"the end of a chunk":        "5\r\nbegun" + canary + "\r\n",
+		"a chunk extension":         "5;" + strings.Repeat(canary, 1000) + "\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, serve(t, hijack(t, head+end)).URL, proxy.Config{})
+			for range 3 { // each by another connection, whose addresses net/http may name
+				_, _ = io.Copy(io.Discard, s.send(t, "GET", "/", nil).Body)
+				s.recorder.wants(t, "GET 200")
+			}
+			var got []string
+			for _, line := range s.logs.All() { // start looks for the canary
+				got = append(got, fmt.Sprint(line.Level, " ", line.Message, line.ContextMap()))
+			}
+			slices.Sort(got)
+			if want := []string{"debug an answer's body could not be read to its endmap[]", "warn the upstream broke off its answermap[status:200]"}; !slices.Equal(got, want) {
+				t.Errorf("logged %q, want %q", got, want)
+			}
+		})
+	}
+}
+
 func TestNoGoroutineOutlivesItsRequest(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Run("requests", func(t *testing.T) {

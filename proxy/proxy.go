@@ -94,7 +94,7 @@ func New(cfg Config) http.Handler {
 		BufferPool:     &bufferPool{},
 		ModifyResponse: h.answered,
 		ErrorHandler:   h.fail,
-		ErrorLog:       stdLog(h.log),
+		ErrorLog:       log.New(bodyLog{h.log}, "", 0),
 	}
 	return h
 }
@@ -290,13 +290,13 @@ func oncePerMinute(l *zap.Logger) *zap.Logger {
 	}))
 }
 
-// stdLog is for what ReverseProxy has to say, about bodies that break off.
-func stdLog(l *zap.Logger) *log.Logger {
-	std, err := zap.NewStdLogAt(l, zapcore.DebugLevel)
-	if err != nil {
-		panic(err) // debug is a level
-	}
-	return std
+// A bodyLog is told by ReverseProxy of bodies that break off, in words that may
+// be the upstream's own. So it has others.
+type bodyLog struct{ log *zap.Logger }
+
+func (l bodyLog) Write(p []byte) (int, error) {
+	l.log.Debug("an answer's body could not be read to its end")
+	return len(p), nil
 }
 
 type noRecorder struct{}
