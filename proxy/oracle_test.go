@@ -289,10 +289,23 @@ func (a *arrival) value(name string) string { return strings.Join(a.values(name)
 var (
 	token = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$") // RFC 9110 section 5.6.2
 	// steps matches a path that leads elsewhere than it seems to.
-	steps   = regexp.MustCompile(`(^|[/\\])\.\.?([/\\;?#]|$)`)
+	steps   = regexp.MustCompile(`(^|[/\\])\.\.?( [ .]*)?([/\\;?#]|$)`)
 	control = regexp.MustCompile(`[\x00-\x1f\x7f]`)
 	escape  = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
 	blank   = regexp.MustCompile(`[ \t\r\n]+`)
+
+	// lenient reads UTF-8 as RFC 2279 had it, and does not mind how long a form is.
+	lenient = func() *strings.Replacer {
+		var forms []string
+		for c := range 128 {
+			last, last6 := string([]byte{0x80 | byte(c&0x3f)}), byte(c>>6)
+			forms = append(forms, string([]byte{0xc0 | last6})+last, string(rune(c)))
+			for _, first := range []string{"\xe0", "\xf0\x80", "\xf8\x80\x80", "\xfc\x80\x80\x80"} {
+				forms = append(forms, first+string([]byte{0x80 | last6})+last, string(rune(c)))
+			}
+		}
+		return strings.NewReplacer(forms...)
+	}()
 
 	neverMethods  = []string{"TRACE", "TRACK", "CONNECT", "PRI"}
 	neverFields   = []string{"Proxy-Authorization", "Proxy-Connection", "Keep-Alive", "Proxy-Authenticate"}
@@ -318,6 +331,7 @@ func (a *arrival) violations(says string) (found []string) {
 	breach(!strings.HasPrefix(a.target, "/"), "target %q", a.target)
 	path, _, _ := strings.Cut(a.target, "?")
 	for range 4 {
+		path = lenient.Replace(path)
 		breach(steps.MatchString(path), "dot segment in %q, which is %q", a.target, path)
 		breach(control.MatchString(path), "control character in %q, which is %q", a.target, path)
 		path = escape.ReplaceAllStringFunc(path, func(e string) string {
@@ -338,6 +352,7 @@ func (a *arrival) judgeFields(breach func(bool, string, ...any)) {
 	breach(!slices.Equal(a.values("Authorization"), []string{"Bearer " + canary}), "Authorization %q", a.values("Authorization"))
 	breach(!slices.Equal(a.values("Host"), []string{originHost}), "Host %q", a.values("Host"))
 	framings := len(a.values("Content-Length")) + len(a.values("Transfer-Encoding"))
+	breach(slices.Contains(a.values("Sec-Fetch-Site"), "cross-site"), "from another site")
 	breach(framings > 1, "%d framings", framings)
 	upgrade := a.value("Upgrade")
 	breach(upgrade != "" && !strings.EqualFold(upgrade, "websocket"), "Upgrade %q", upgrade)

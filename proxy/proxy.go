@@ -81,7 +81,8 @@ func New(cfg Config) http.Handler {
 	if cfg.Recorder == nil {
 		cfg.Recorder = noRecorder{}
 	}
-	h := &handler{upstream: cfg.Upstream, guard: cfg.Guard.rules(), recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64, patience: cfg.BodyPatience}
+	h := &handler{upstream: cfg.Upstream, recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64, patience: cfg.BodyPatience}
+	h.guard = cfg.Guard.rules(h.base())
 	wholeURLs := cfg.ViaProxy && cfg.Upstream.Scheme == "http"
 	h.guard.verbatim = func(path string) bool { return !wholeURLs && !isNetworkPath(h.base()+path) }
 	if cfg.MaxInFlight > 0 {
@@ -167,7 +168,7 @@ func (h *handler) answered(resp *http.Response) error {
 // refuse answers a request that may not enter. Its body is of no interest, but
 // the server reads some of it even so.
 func (h *handler) refuse(w http.ResponseWriter, r *http.Request, f *failure) {
-	if f == refusedMethod {
+	if f.status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", h.guard.allow)
 	}
 	if r.ContentLength != 0 && r.ProtoMajor == 1 {
