@@ -144,6 +144,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer body.handBack()
 	}
 	h.reverse.ServeHTTP(observed, r)
+	disown(w.Header()) // whose fields are trailers by now
 	aborted = false
 }
 
@@ -155,6 +156,7 @@ func isGRPC(r *http.Request) bool {
 
 // answered is told of every answer of the upstream.
 func (h *handler) answered(resp *http.Response) error {
+	disown(resp.Header)
 	if resp.Request == nil { // as from a transport that is not net/http's
 		return nil
 	}
@@ -251,7 +253,9 @@ func (r *response) WriteHeader(status int) {
 	if status == http.StatusContinue {
 		return // the server says it when the body is read, which the upstream's 100 brings about
 	}
-	if status >= 200 {
+	if status < 200 {
+		disown(r.Header())
+	} else {
 		r.status = status
 		if h := r.Header(); h["Content-Type"] == nil {
 			h["Content-Type"] = nil // or the server would guess one
