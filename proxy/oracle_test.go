@@ -435,7 +435,8 @@ func (a *arrival) due() (fields, trailers map[string][]string) {
 	if a.lists("TE", "trailers") {
 		fields["te"] = []string{"trailers"}
 	}
-	// Two things that net/http does: see SECURITY.md.
+	// Two things that net/http does: RFC 7234 section 5.4 is its reason for one,
+	// and of several User-Agents it sends the first.
 	if pragma := a.values("Pragma"); len(pragma) > 0 && pragma[0] == "no-cache" && len(a.values("Cache-Control")) == 0 && !a.lists("Connection", "Cache-Control") {
 		fields["cache-control"] = []string{"no-cache"}
 	}
