@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -219,4 +221,37 @@ func TestTheHeadOfAnAnswerIsBounded(t *testing.T) {
 			}
 		}
 	})
+func TestTheHeadOfAnAnswerIsBounded(t *testing.T) {
+	for size, want := range map[int]int{60 << 10: http.StatusOK, 66 << 10: http.StatusBadGateway} {
+		eachProtocol(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Large", strings.Repeat("x", size))
+		}, func(t *testing.T, s *sidecar) {
+			if got := s.send(t, "GET", "/", nil).StatusCode; got != want {
+				t.Errorf("%d bytes: status = %d, want %d", size, got, want)
+			}
+		})
+	}
+}
+
+// Small fields that all differ take the most: there are maps to hold them.
+func TestTheWorstHeadOfAnAnswerTakesLessThan8MiB(t *testing.T) {
+	var head strings.Builder
+	for n := 0; head.Len() < 63<<10; n++ {
+		head.WriteString(strconv.FormatInt(int64(n), 36) + ":\r\n")
+	}
+	s := start(t, serve(t, hijack(t, "HTTP/1.1 200 OK\r\n"+head.String()+"Content-Length: 0\r\n\r\n")).URL, proxy.Config{})
+	const times = 10
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range times {
+		_, from := s.dial(t, "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+		if _, err := io.Copy(io.Discard, from); err != nil {
+			t.Fatal(err)
+		}
+		s.recorder.wants(t, "GET 200")
+	}
+	runtime.ReadMemStats(&after)
+	if got := (after.TotalAlloc - before.TotalAlloc) / times; got > 8<<20 {
+		t.Errorf("%d KiB for each answer", got>>10)
+	}
 }
