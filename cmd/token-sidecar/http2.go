@@ -28,5 +28,5 @@ func takeHTTP2(s *http.Server, cfg config) {
 		// the others. What is not served takes none.
 		MaxReceiveBufferPerConnection: streams * streamMemory,
 	}
-	s.Handler = stallHandler(s.Handler, cfg.StallTimeout)
+	s.Handler = fewFields(stallHandler(s.Handler, cfg.StallTimeout))
 }
