@@ -106,7 +106,8 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }
 	a.cutOff = cutOff
 	a.probe = &probes{tokens: a.cache}
-	a.admin = server(cfg, log, adminHandler(a.probe, reg, a.onQuit()))
+	a.admin = ownServer(cfg, log, adminHandler(a.probe, reg, a.onQuit()), cfg.adminNames)
+	a.admin.ReadTimeout, a.admin.WriteTimeout = ownPatience, ownPatience
 	return a
 }
 
@@ -186,7 +187,7 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	running.Go(func() { a.toUpstream.watch(background, a.log, func() {}) })
 	failed := make(chan error, 2)
 	proxyListener = newConnections(a.cfg.MaxConnections, settled).limit(a.proxy, halfCloseListener{stallListener{proxyListener, a.cfg.StallTimeout}})
-	adminListener = newConnections(adminConnections, settledAdmin).limit(a.admin, stallListener{adminListener, a.cfg.StallTimeout})
+	adminListener = newConnections(adminConnections, settledAdmin).limit(a.admin, adminListener)
 	go func() { failed <- a.proxy.Serve(proxyListener) }()
 	go func() { failed <- a.admin.Serve(adminListener) }()
 
