@@ -1,13 +1,17 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 )
 
 // ready is a source of tokens that has one.
@@ -24,9 +28,7 @@ func ask(t *testing.T, h http.Handler, method, path string, fields ...string) st
 	for i := 0; i < len(fields); i += 2 {
 		r.Header.Set(fields[i], fields[i+1])
 	}
-	if host := r.Header.Get("Host"); host != "" {
-		r.Host = host
-	}
+	r.Host = cmp.Or(r.Header.Get("Host"), "localhost")
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	return strings.TrimSpace(fmt.Sprint(w.Code, " ", w.Header().Get("Allow")))
@@ -57,16 +59,23 @@ func TestTheAdminPortIsReadOnly(t *testing.T) {
 
 func TestTheAdminPortIsNotForWebPages(t *testing.T) {
 	quits := 0
-	h := adminHandler(&probes{tokens: ready{}}, prometheus.NewRegistry(), func() { quits++ })
+	cfg := config{AdminAddress: "admin.test:9090", AllowedHosts: []string{"Sidecar.ns.svc"}}
+	h := ownServer(cfg, zap.NewNop(), adminHandler(&probes{tokens: ready{}}, prometheus.NewRegistry(), func() { quits++ }), cfg.adminNames).Handler
 	for _, test := range []struct{ method, path, field, value, want string }{
 		{"GET", "/livez", "Host", "10.0.0.7:9090", "200"}, // as the kubelet asks
-		{"GET", "/metrics", "Host", "sidecar.ns.svc:9090", "200"},
+		{"GET", "/livez", "Host", "[fd00::7]:9090", "200"},
+		{"GET", "/livez", "Host", "LOCALHOST:9090", "200"},
+		{"GET", "/metrics", "Host", "admin.test:9090", "200"},
+		{"GET", "/metrics", "Host", "sidecar.ns.svc.:9090", "200"},
+		{"GET", "/metrics", "Host", "attacker.test:9090", "421"}, // whose name leads here
+		{"GET", "/metrics", "Host", "127.0.0.1.attacker.test", "421"},
+		{"POST", "/quitquitquit", "Host", "attacker.test", "421"},
 		{"GET", "/metrics", "Sec-Fetch-Site", "none", "200"}, // typed in by hand
 		{"GET", "/metrics", "Sec-Fetch-Site", "cross-site", "403"},
 		{"GET", "/metrics", "Sec-Fetch-Site", "same-site", "403"},
 		{"GET", "/metrics", "Origin", "https://attacker.test", "403"},
 		{"GET", "/metrics", "Origin", "null", "403"},
-		{"POST", "/quitquitquit", "Origin", "http://attacker.test:9090", "403"}, // whose name leads here, too
+		{"POST", "/quitquitquit", "Origin", "http://attacker.test:9090", "403"},
 		{"POST", "/quitquitquit", "Sec-Fetch-Site", "cross-site", "403"},
 		{"GET", "/quitquitquit", "Host", "localhost", "405 POST"},
 	} {
@@ -80,4 +89,45 @@ func TestTheAdminPortIsNotForWebPages(t *testing.T) {
 	if got := ask(t, h, "POST", "/quitquitquit"); got != "200" || quits != 1 {
 		t.Errorf("answered %s, ended %d times", got, quits)
 	}
+}
+
+func TestTheDebugPortIsCalledByLoopbackAlone(t *testing.T) {
+	h := ownServer(config{}, zap.NewNop(), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), isLoopback).Handler
+	for host, want := range map[string]string{
+		"127.0.0.1:6060": "200", "[::1]:6060": "200", "localhost": "200", "10.0.0.7:6060": "421", "attacker.test:6060": "421", "[::1": "421",
+	} {
+		if got := ask(t, h, "GET", "/debug/pprof/", "Host", host); got != want {
+			t.Errorf("%s: %s, want %s", host, got, want)
+		}
+	}
+}
+
+// Whoever reaches a port has no way to keep others from it.
+func TestAnAnnouncedBodyIsNotWaitedFor(t *testing.T) {
+	debug := listener(t)
+	cfg, err := loadConfig(map[string]string{"UPSTREAM_URL": "https://api.test", "TOKEN_URL": "https://auth.test", "CLIENT_ID": "id", "CLIENT_AUTH_METHOD": "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer serveDebug(cfg, zap.NewNop(), debug)()
+	r := runApp(t, func(http.ResponseWriter, *http.Request) {}, "ADMIN_QUIT=true")
+	for port, path := range map[string]string{r.admin: "/livez", debug.Addr().String(): "/debug/pprof/"} {
+		for range adminConnections {
+			for _, body := range []string{"Content-Length: 100\r\n\r\nbegun", "Transfer-Encoding: chunked\r\n\r\n"} {
+				conn, err := net.Dial("tcp", port)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				_, _ = io.WriteString(conn, "POST "+path+" HTTP/1.1\r\nHost: localhost\r\n"+body)
+			}
+		}
+		client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: ownPatience / 2}
+		resp, err := client.Get("http://" + port + path)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: answered %v, %v", path, resp, err)
+		}
+		resp.Body.Close()
+	}
+	r.ends(t)
 }

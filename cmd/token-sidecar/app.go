@@ -6,14 +6,12 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
 
 	"github.com/token-sidecar/token-sidecar/metrics"
 	"github.com/token-sidecar/token-sidecar/proxy"
@@ -108,7 +106,8 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }
 	a.cutOff = cutOff
 	a.probe = &probes{tokens: a.cache}
-	a.admin = server(cfg, log, adminHandler(a.probe, reg, a.onQuit()))
+	a.admin = ownServer(cfg, log, adminHandler(a.probe, reg, a.onQuit()), cfg.adminNames)
+	a.admin.ReadTimeout, a.admin.WriteTimeout = ownPatience, ownPatience
 	return a
 }
 
@@ -163,31 +162,15 @@ func (a *app) newClient(rec grant.Recorder) *grant.Client {
 // server bounds what a client can do before its request is understood. There
 // is no limit to a whole request, since bodies may be streams.
 func server(cfg config, logger *zap.Logger, h http.Handler) *http.Server {
-	// A panic in a handler must be seen; a line a minute of each kind is enough.
-	sampled := logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
-	}))
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: cfg.HeaderTimeout,
 		IdleTimeout:       cfg.IdleTimeout,
 		MaxHeaderBytes:    cfg.MaxHeaderBytes,
-		ErrorLog:          log.New(complaints{sampled}, "", 0),
+		ErrorLog:          log.New(complaints{seldom(logger)}, "", 0),
 		// OPTIONS * is for the handler to refuse.
 		DisableGeneralOptionsHandler: true,
 	}
-}
-
-// complaints passes on what net/http has to say, but for what HTTP/2 makes it
-// say of clients and of trailers: that is theirs to cause, and quotes them.
-type complaints struct{ log *zap.Logger }
-
-func (c complaints) Write(line []byte) (int, error) {
-	text := strings.TrimSuffix(string(line), "\n")
-	if strings.HasPrefix(text, "http: ") || strings.HasPrefix(text, "http2: panic ") {
-		c.log.Warn(text)
-	}
-	return len(line), nil
 }
 
 // serve runs the sidecar on the two listeners until ctx is done or a server
@@ -204,7 +187,7 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	running.Go(func() { a.toUpstream.watch(background, a.log, func() {}) })
 	failed := make(chan error, 2)
 	proxyListener = newConnections(a.cfg.MaxConnections, settled).limit(a.proxy, halfCloseListener{stallListener{proxyListener, a.cfg.StallTimeout}})
-	adminListener = newConnections(adminConnections, settledAdmin).limit(a.admin, stallListener{adminListener, a.cfg.StallTimeout})
+	adminListener = newConnections(adminConnections, settledAdmin).limit(a.admin, adminListener)
 	go func() { failed <- a.proxy.Serve(proxyListener) }()
 	go func() { failed <- a.admin.Serve(adminListener) }()
 

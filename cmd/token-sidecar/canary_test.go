@@ -51,6 +51,10 @@ func (l *leaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		l.sawAccess.Store(true)
 	}
 	switch r.URL.Path {
+	case "/late-body":
+		answerRaw(w, "HTTP/1.1 204 No Content\r\n\r\n"+echo(r))
+	case "/stray-bytes":
+		answerRaw(w, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"+echo(r))
 	case "/refuse":
 		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
 		w.WriteHeader(http.StatusUnauthorized)
@@ -66,6 +70,21 @@ func (l *leaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		_, _ = io.WriteString(w, "hello")
 	}
+}
+
+// echo tells the upstream's clients what one of them has sent.
+func echo(r *http.Request) string {
+	var head strings.Builder
+	_ = r.Header.Write(&head)
+	return head.String()
+}
+
+// answerRaw sends these bytes, and leaves the connection open to the client.
+func answerRaw(w http.ResponseWriter, answer string) {
+	conn, _, _ := http.NewResponseController(w).Hijack()
+	_, _ = io.WriteString(conn, answer)
+	_, _ = io.Copy(io.Discard, conn)
+	_ = conn.Close()
 }
 
 func (l *leaky) serveToken(w http.ResponseWriter, r *http.Request) {
@@ -164,7 +183,7 @@ func scanEmitted(t *testing.T, l *leaky) int {
 		metrics, _ := send("GET", s.admin+"/metrics")
 		return int(l.asked.Load()) > l.honest+1 || matches(`(?m)^token_sidecar_token_(refreshes_total\{.*,result="(error|rejected)"|expiry_anomalies_total\{.*)\} [1-9]`, metrics)
 	})
-	for _, path := range []string{"/", "/refuse", "/cut", "/break", "/hang"} {
+	for _, path := range []string{"/", "/late-body", "/stray-bytes", "/refuse", "/cut", "/break", "/hang"} {
 		emitted.WriteString(raw(t, s.address, "POST "+path+"?secret HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"))
 	}
 	for _, request := range []string{
@@ -178,6 +197,9 @@ func scanEmitted(t *testing.T, l *leaky) int {
 	}
 	if l.honest > 0 && !l.sawAccess.Load() || !l.sawSecrets.Load() {
 		t.Errorf("the secrets were not used, so this shows nothing (access token: %v, others: %v)", l.sawAccess.Load(), l.sawSecrets.Load())
+	}
+	if l.fault == nil {
+		s.until(t, "the upstream has said what nobody asked for", func() bool { return strings.Contains(s.output.String(), unasked) })
 	}
 	if l.honest == 0 {
 		s.end(syscall.SIGQUIT) // as a panic does

@@ -72,12 +72,12 @@ type config struct {
 	AdminQuit     bool   `env:"ADMIN_QUIT" envDefault:"false" help:"Whether POST /quitquitquit on ADMIN_ADDRESS ends the sidecar as SIGTERM does, for Jobs on clusters without native sidecars."`
 	DebugAddress  string `env:"DEBUG_ADDRESS" help:"Where Go's profiles are served, below /debug/pprof/: a loopback address. By default nowhere."`
 
-	AllowedHosts           commaList `env:"ALLOWED_HOSTS" help:"Names, separated by commas, by which the sidecar may be called in Host beside localhost, loopback addresses and the host of LISTEN_ADDRESS, such as those of a Service before it; * for any. Where LISTEN_ADDRESS has no host every address will do, but no name."`
+	AllowedHosts           commaList `env:"ALLOWED_HOSTS" help:"Names, separated by commas, by which the sidecar may be called in Host beside localhost, loopback addresses and the host of LISTEN_ADDRESS, such as those of a Service before it; * for any. Where LISTEN_ADDRESS has no host every address will do, but no name. They hold for ADMIN_ADDRESS as well, where every address will do."`
 	AllowedMethods         commaList `env:"ALLOWED_METHODS" help:"The methods that may be used, separated by commas. By default all but CONNECT, TRACE and TRACK, which never are."`
 	AllowedPaths           commaList `env:"ALLOWED_PATHS" help:"The paths that may be asked for, with what is below them, separated by commas: as the app has them, so without the path of UPSTREAM_URL, and not percent-encoded. By default all."`
 	AllowUnderscoreHeaders bool      `env:"ALLOW_UNDERSCORE_HEADERS" envDefault:"false" help:"Whether requests may have header names with an underscore, which many servers cannot tell from a hyphen."`
 
-	MaxHeaderBytes int           `env:"MAX_HEADER_BYTES" envDefault:"65536" help:"The most that the head of a request may take, and 4096 more."`
+	MaxHeaderBytes int           `env:"MAX_HEADER_BYTES" envDefault:"65536" help:"The most that the head of a request may take, and 4096 more. It may have 128 fields."`
 	HeaderTimeout  time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"The most that the head of a request may take to come."`
 	IdleTimeout    time.Duration `env:"IDLE_TIMEOUT" envDefault:"1m" help:"How long an idle connection of a client is kept."`
 	StallTimeout   time.Duration `env:"STALL_TIMEOUT" envDefault:"1m" help:"How long a client may send nothing of a body that is not answered yet, or take nothing of what is there for it, before it is cut off; 0: for ever. Long polls, streams, gRPC calls and websockets may pause for as long as they like."`

@@ -45,12 +45,13 @@ func newConnections(limit int, settled time.Duration) *connections {
 // limit prepares s, which must not serve yet, and returns the listener to
 // serve on instead of l.
 func (c *connections) limit(s *http.Server, l net.Listener) net.Listener {
-	if c.max == 0 {
-		return l
+	preface := ""
+	if s.Protocols != nil && s.Protocols.UnencryptedHTTP2() {
+		preface = prefaceHTTP2
 	}
 	s.ConnState = note
 	s.Handler = c.takeTurns(s.Handler)
-	return &limitedListener{Listener: l, connections: c, closed: make(chan struct{})}
+	return &limitedListener{Listener: l, connections: c, preface: preface, closed: make(chan struct{})}
 }
 
 func (c *connections) takeTurns(next http.Handler) http.Handler {
@@ -66,6 +67,7 @@ func (c *connections) takeTurns(next http.Handler) http.Handler {
 type limitedListener struct {
 	net.Listener
 	connections *connections
+	preface     string // of HTTP/2, if that may be spoken
 	once        sync.Once
 	closed      chan struct{}
 }
@@ -79,7 +81,7 @@ func (l *limitedListener) Accept() (net.Conn, error) {
 		_ = conn.Close()
 		return nil, net.ErrClosed
 	}
-	return &client{Conn: conn, connections: l.connections}, nil
+	return &client{Conn: conn, connections: l.connections, preface: l.preface}, nil
 }
 
 func (l *limitedListener) Close() error {
@@ -111,7 +113,7 @@ func (c *connections) enter(closed <-chan struct{}) bool {
 func (c *connections) tryEnter(now time.Time) (again time.Duration, entered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.open < c.max {
+	if c.open < c.max || c.max == 0 {
 		c.open++
 		c.leaving = time.Time{}
 		return 0, true
@@ -131,11 +133,17 @@ func (c *connections) tryEnter(now time.Time) (again time.Duration, entered bool
 	return c.settled, false
 }
 
-// A client is a connection that counts.
+// A client is a connection that counts, and whose heads are counted.
 type client struct {
 	net.Conn
 	connections *connections
 	once        sync.Once
+
+	heading atomic.Bool // a head is read, or awaited; the rest is the reader's
+	head    head
+	ahead   []byte // what came behind a head
+	preface string // what of it may still come
+	http2   bool
 
 	place *list.Element // in connections.idle, nil while in use; guarded by connections.mu
 	since time.Time     // when it came to that place
@@ -145,7 +153,9 @@ type client struct {
 // head yet count as idle, too.
 func note(conn net.Conn, state http.ConnState) {
 	if it, ok := conn.(*client); ok {
-		it.setIdle(state == http.StateNew || state == http.StateIdle)
+		idle := state == http.StateNew || state == http.StateIdle
+		it.heading.Store(idle)
+		it.setIdle(idle)
 	}
 }
 

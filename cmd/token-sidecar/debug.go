@@ -15,11 +15,11 @@ func serveDebug(cfg config, log *zap.Logger, l net.Listener) (stop func()) {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	s := server(cfg, log, noPages(mux))
+	s := ownServer(cfg, log, mux, isLoopback) // a profile takes its time, and ReadTimeout would end it as WriteTimeout does
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = s.Serve(newConnections(debugConnections, settledAdmin).limit(s, l))
+		_ = s.Serve(newConnections(debugConnections, settledAdmin).limit(s, stallListener{l, ownPatience}))
 	}()
 	return func() {
 		_ = s.Close()

@@ -32,5 +32,5 @@ func takeHTTP2(s *http.Server, cfg config) {
 		// the others. What is not served takes none.
 		MaxReceiveBufferPerConnection: streams * bodyMemory,
 	}
-	s.Handler = stallHandler(s.Handler, cfg.StallTimeout)
+	s.Handler = fewFields(stallHandler(s.Handler, cfg.StallTimeout))
 }

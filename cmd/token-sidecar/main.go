@@ -84,6 +84,7 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 	}
 	cfg.MaxInFlight, cfg.MaxConnections = c.inFlight, c.connections
 	log := newLogger(stderr, cfg.LogLevel.Level)
+	muteStandardLog(log)
 	proxyListener, err := listen("LISTEN_ADDRESS", cfg.ListenAddress)
 	if err != nil {
 		return err

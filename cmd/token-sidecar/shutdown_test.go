@@ -21,10 +21,10 @@ import (
 
 // running is a sidecar on sockets, before an upstream that does as h does.
 type running struct {
-	address string
-	log     *lockedBuffer
-	stop    context.CancelFunc
-	done    chan error
+	address, admin string
+	log            *lockedBuffer
+	stop           context.CancelFunc
+	done           chan error
 }
 
 func runApp(t *testing.T, h http.HandlerFunc, environ ...string) *running {
@@ -51,7 +51,7 @@ func runApp(t *testing.T, h http.HandlerFunc, environ ...string) *running {
 		t.Fatal(err)
 	}
 	local, admin := listener(t), listener(t)
-	r := &running{address: local.Addr().String(), log: &lockedBuffer{}, done: make(chan error, 1)}
+	r := &running{address: local.Addr().String(), admin: admin.Addr().String(), log: &lockedBuffer{}, done: make(chan error, 1)}
 	ctx, stop := context.WithCancel(t.Context())
 	r.stop = stop
 	a := newApp(cfg, newLogger(r.log, zap.DebugLevel), nil)

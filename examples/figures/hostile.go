@@ -132,28 +132,90 @@ func largeHeaders(ctx context.Context, b *bench) (r result, err error) {
 	return r, nil
 }
 
-// refuseLarge sends a hundred large headers at once to a sidecar at work, and
-// returns by how many MiB its memory grew and how many were answered 431.
+// refuseLarge sends a hundred large headers at once.
 func (s *sidecar) refuseLarge(ctx context.Context, healthy *client) (growth float64, refused int, err error) {
 	const clients, size = 100, 874_000
-	for range 200 { // until memory has the size that it has at work
-		healthy.burst(20, smallMix)
+	return s.refuse(ctx, healthy, clients, "GET /figures HTTP/1.1\r\nHost: localhost\r\nX-Long: "+strings.Repeat("x", size)+"\r\n\r\n")
+}
+
+// refuse has so many clients send the same head at once to a sidecar at work,
+// and returns by how many MiB its memory grew and how many were answered 431.
+func (s *sidecar) refuse(ctx context.Context, healthy *client, clients int, head string) (growth float64, refused int, err error) {
+	for range 20 { // until memory has the size that it has with that many at work
+		healthy.burst(clients, func(chance *rand.Rand) call {
+			c := smallMix(chance)
+			c.work = 50 * time.Millisecond
+			return c
+		})
 	}
 	before, err := s.memory("VmRSS")
 	if err != nil {
 		return 0, 0, err
 	}
 	stop := inBackground(ctx, func(ctx context.Context) { healthy.openLoop(ctx, 100, smallMix) })
-	head := []byte("GET /figures HTTP/1.1\r\nHost: localhost\r\nX-Long: " + strings.Repeat("x", size) + "\r\n\r\n")
 	var answered atomic.Int64
 	var running sync.WaitGroup
 	for range clients {
-		running.Go(func() { answered.Add(int64(count(bytes.HasPrefix(say(s.address(), head), []byte("HTTP/1.1 431 "))))) })
+		running.Go(func() {
+			answered.Add(int64(count(bytes.HasPrefix(say(s.address(), []byte(head)), []byte("HTTP/1.1 431 ")))))
+		})
 	}
 	running.Wait()
 	stop()
 	peak, err := s.memory("VmHWM")
 	return peak - before, int(answered.Load()), err
+}
+
+// tinyFields measures heads within the limit of bytes that are made of fields
+// as short as they can be: to keep those takes thirty times as much memory. It
+// must not matter whether the heads come to an end.
+func tinyFields(ctx context.Context, b *bench) (r result, err error) {
+	const size = 60_000
+	var fields strings.Builder
+	for name := 0; fields.Len() < size; name++ {
+		fmt.Fprintf(&fields, "%c%c%c:\r\n", 'a'+name/26/26%26, 'a'+name/26%26, 'a'+name%26)
+	}
+	unfinished := "GET /figures HTTP/1.1\r\nHost: localhost\r\n" + fields.String()
+	healthy := newClient("")
+	most, refused, killed := 0.0, 0, 0
+	for _, container := range []struct {
+		limit   int64
+		clients int
+	}{{32 << 20, 60}, {128 << 20, 400}} {
+		for _, head := range []string{unfinished, unfinished + "\r\n"} {
+			group, err := newMemoryGroup(container.limit)
+			if err != nil {
+				r.skipped = "no control group of its own, which takes root: " + err.Error()
+				return r, nil
+			}
+			b.wrap = group.enter()
+			growth, answered, err := b.refuseOnce(ctx, healthy, container.clients, head)
+			killed += group.kills()
+			b.clear()
+			group.remove()
+			if err != nil && killed == 0 {
+				return r, err
+			}
+			r.note(fmt.Sprintf("%d clients in %d MiB", container.clients, container.limit>>20), growth)
+			most = max(most, growth)
+			refused += answered
+		}
+	}
+
+	exactly(&r, "killed for want of memory", killed, 0)
+	atMost(&r, "growth in MiB", most, 8)
+	exactly(&r, "answered 431", refused, 2*(60+400))
+	atMost(&r, "client errors", healthy.failed(), 0)
+	return r, nil
+}
+
+func (b *bench) refuseOnce(ctx context.Context, healthy *client, clients int, head string) (growth float64, refused int, err error) {
+	s, err := b.start(ctx, newProvider(strict(time.Hour)))
+	if err != nil {
+		return 0, 0, err
+	}
+	healthy.url = s.url
+	return s.refuse(ctx, healthy, clients, head)
 }
 
 // say sends these bytes for as long as somebody takes them, and returns the answer.

@@ -31,6 +31,7 @@ func (b *bench) clear() {
 	for i := len(b.undo) - 1; i >= 0; i-- {
 		b.undo[i]()
 	}
+	b.undo = nil
 }
 
 func build(ctx context.Context, folder string) error {

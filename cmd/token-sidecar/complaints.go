@@ -1,0 +1,47 @@
+package main
+
+import (
+	"log"
+	"strings"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+)
+
+// seldom drops all but the first line of a kind in a minute.
+func seldom(l *zap.Logger) *zap.Logger {
+	return l.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
+		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
+	}))
+}
+
+// complaints passes on what a server of net/http has to say, but for what
+// HTTP/2 makes it say of clients and of trailers: that is theirs to cause, and
+// quotes them. A panic in a handler must be seen.
+type complaints struct{ log *zap.Logger }
+
+func (c complaints) Write(line []byte) (int, error) {
+	text := strings.TrimSuffix(string(line), "\n")
+	if strings.HasPrefix(text, "http: ") || strings.HasPrefix(text, "http2: panic ") {
+		c.log.Warn(text)
+	}
+	return len(line), nil
+}
+
+// unasked is all that is told of what a Transport prints: it has no log of its
+// own, and quotes what an upstream sends after an answer, be it the token.
+const unasked = "a library printed a line, not shown since it may hold bytes of a server: most likely one that sends more than its answer"
+
+// muteStandardLog has what is printed by way of package log become a line of l
+// without a word of it.
+func muteStandardLog(l *zap.Logger) {
+	log.SetOutput(mute{seldom(l)})
+}
+
+type mute struct{ log *zap.Logger }
+
+func (m mute) Write(line []byte) (int, error) {
+	m.log.Warn(unasked)
+	return len(line), nil
+}
