@@ -209,19 +209,6 @@ func TestAHandshakeIsNotWaitedForLong(t *testing.T) {
 }
 
 func TestTheHeadOfAnAnswerIsBounded(t *testing.T) {
-	long := func(w http.ResponseWriter, r *http.Request) {
-		for i := range map[string]int{"/long": 200, "/endless": 300}[r.URL.Path] {
-			w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("x", 1<<10))
-		}
-	}
-	eachProtocol(t, long, func(t *testing.T, s *sidecar) {
-		for path, want := range map[string]int{"/long": http.StatusOK, "/endless": http.StatusBadGateway} {
-			if got := s.send(t, "GET", path, nil).StatusCode; got != want {
-				t.Errorf("%s: status = %d, want %d", path, got, want)
-			}
-		}
-	})
-func TestTheHeadOfAnAnswerIsBounded(t *testing.T) {
 	for size, want := range map[int]int{60 << 10: http.StatusOK, 66 << 10: http.StatusBadGateway} {
 		eachProtocol(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("X-Large", strings.Repeat("x", size))
