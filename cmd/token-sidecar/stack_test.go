@@ -121,7 +121,7 @@ func (s *stack) get(path string) granttest.Echo {
 func (s *stack) metric(series string) string {
 	s.t.Helper()
 	w := httptest.NewRecorder()
-	s.admin.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	s.admin.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/metrics", nil))
 	for line := range strings.Lines(w.Body.String()) {
 		if value, ok := strings.CutPrefix(strings.TrimSpace(line), series+" "); ok {
 			return value
@@ -253,7 +253,7 @@ func TestWrongCredentialsAreExplained(t *testing.T) {
 			t.Errorf("got %s %s %v", resp.Status, body, resp.Header)
 		}
 		w := httptest.NewRecorder()
-		s.admin.ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		s.admin.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/readyz", nil))
 		if w.Code != 503 || !strings.Contains(w.Body.String(), "answered 403 invalid_client: the client is refused: check CLIENT_ID") {
 			t.Errorf("readyz: %d %s", w.Code, w.Body)
 		}
