@@ -9,6 +9,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -158,11 +159,40 @@ func shown(err error) error {
 	return nil
 }
 
+// pseudonym is how this proxy is called in Proxy-Status (RFC 9209 section 2).
+const pseudonym = "token-sidecar"
+
+// disown takes out what an upstream says in our name. Every comma separates
+// members here, those within strings as well: so nothing is left that anybody
+// could take for a member, however he reads quotation marks that are astray.
+func disown(h http.Header) {
+	for _, name := range []string{"Proxy-Status", http.TrailerPrefix + "Proxy-Status"} {
+		var others []string
+		for _, line := range h[name] {
+			members := slices.DeleteFunc(strings.Split(line, ","), isOurs)
+			if len(members) > 0 {
+				others = append(others, strings.Join(members, ","))
+			}
+		}
+		if others == nil {
+			delete(h, name)
+		} else {
+			h[name] = others
+		}
+	}
+}
+
+// isOurs reports whether a member of Proxy-Status is said by this proxy.
+func isOurs(member string) bool {
+	item, _, _ := strings.Cut(member, ";")
+	return strings.EqualFold(strings.Trim(item, " \t\""), pseudonym)
+}
+
 // write answers in the JSON shape of Admin API v3, with a header that names us
 // as the source (RFC 9209): an upstream's own 503 looks different.
 func (f failure) write(w http.ResponseWriter) {
-	details := map[string]any{"source": "token-sidecar"}
-	status := "token-sidecar; error=" + f.proxyStatus
+	details := map[string]any{"source": pseudonym}
+	status := pseudonym + "; error=" + f.proxyStatus
 	if f.cause != "" {
 		details["reason"] = f.cause
 		status += fmt.Sprintf("; details=%q", f.cause)

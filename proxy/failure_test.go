@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
 	"net/url"
 	"os"
 	"runtime"
@@ -174,16 +176,18 @@ func TestAnAnswerThatBreaksOffDoesNotEndCleanly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := start(t, serve(t, hijack(t, "HTTP/1.1 200 OK\r\n"+begun)).URL, proxy.Config{})
-			_, from := s.dial(t, "GET / HTTP/1.1\r\nHost: app\r\n\r\n")
-			resp, err := http.ReadResponse(from, nil)
-			if err == nil {
-				_, err = io.Copy(io.Discard, resp.Body)
+			for method, fields := range map[string]string{"GET": "\r\n", "POST": "Content-Length: 4\r\n\r\nbody"} {
+				_, from := s.dial(t, method+" / HTTP/1.1\r\nHost: app\r\n"+fields)
+				resp, err := http.ReadResponse(from, nil)
+				if err == nil {
+					_, err = io.Copy(io.Discard, resp.Body)
+				}
+				if got, want := err, io.ErrUnexpectedEOF; !errors.Is(got, want) {
+					t.Errorf("the answer ends in %v, want %v", got, want)
+				}
+				s.recorder.wants(t, method+" 200")
 			}
-			if got, want := err, io.ErrUnexpectedEOF; !errors.Is(got, want) {
-				t.Errorf("the answer ends in %v, want %v", got, want)
-			}
-			s.recorder.wants(t, "GET 200")
-			if got := fmt.Sprint(s.recorder.failed()); got != "[upstream_broke_off]" {
+			if got := fmt.Sprint(s.recorder.failed()); got != "[upstream_broke_off upstream_broke_off]" {
 				t.Errorf("failures = %s", got)
 			}
 		})
@@ -318,6 +322,32 @@ func TestNothingReceivedIsLogged(t *testing.T) {
 	}
 }
 
+func TestNothingOfABodyThatBreaksOffIsLogged(t *testing.T) {
+	const head = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n"
+	for name, end := range map[string]string{
+		"a trailer without a colon": "0\r\nAuthorization  Bearer " + canary + "\r\n\r\n",
+		"a chunk size":              canary + "\r\n",
+		"the end of a chunk":        "5\r\nbegun" + canary + "\r\n",
+		"a chunk extension":         "5;" + strings.Repeat(canary, 1000) + "\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, serve(t, hijack(t, head+end)).URL, proxy.Config{})
+			for range 3 { // each by another connection, whose addresses net/http may name
+				_, _ = io.Copy(io.Discard, s.send(t, "GET", "/", nil).Body)
+				s.recorder.wants(t, "GET 200")
+			}
+			var got []string
+			for _, line := range s.logs.All() { // start looks for the canary
+				got = append(got, fmt.Sprint(line.Level, " ", line.Message, line.ContextMap()))
+			}
+			slices.Sort(got)
+			if want := []string{"debug an answer's body could not be read to its endmap[]", "warn the upstream broke off its answermap[status:200]"}; !slices.Equal(got, want) {
+				t.Errorf("logged %q, want %q", got, want)
+			}
+		})
+	}
+}
+
 func TestNoGoroutineOutlivesItsRequest(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Run("requests", func(t *testing.T) {
@@ -348,6 +378,54 @@ func TestNoGoroutineOutlivesItsRequest(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
 		}
+	}
+}
+
+// Whoever tells our answers from the upstream's does so by Proxy-Status.
+func TestAnUpstreamCannotSpeakInOurName(t *testing.T) {
+	for _, test := range []struct{ said, want []string }{
+		{[]string{"token-sidecar; error=dns_error"}, nil},
+		{[]string{"token-sidecar"}, nil},
+		{[]string{` "Token-Sidecar" ;error=dns_error`}, nil},
+		{[]string{"cdn; error=dns_error", "token-sidecar"}, []string{"cdn; error=dns_error"}},
+		{[]string{"a; details=\"x, y\", token-sidecar; error=dns_error ,b"}, []string{"a; details=\"x, y\",b"}},
+		{[]string{`a; details="x`, `y", token-sidecar; error=dns_error`}, []string{`a; details="x`, `y"`}},
+		{[]string{"token-sidecar-2; error=dns_error, a;by=token-sidecar"}, []string{"token-sidecar-2; error=dns_error, a;by=token-sidecar"}},
+	} {
+		eachProtocol(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header()["Proxy-Status"] = test.said
+			w.Header()["Link"] = []string{"</a>"}
+			w.WriteHeader(http.StatusEarlyHints)
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, "busy")
+			flush(t, w)
+			for _, said := range test.said {
+				w.Header().Add(http.TrailerPrefix+"Proxy-Status", said)
+			}
+		}, func(t *testing.T, s *sidecar) {
+			hints := make(chan []string, 1)
+			ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(_ int, h textproto.MIMEHeader) error {
+				hints <- h["Proxy-Status"]
+				return nil
+			}})
+			req, err := http.NewRequestWithContext(ctx, "GET", s.URL, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := s.Client().Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = resp.Body.Close() }()
+			if got, want := read(t, resp.Body), "busy"; got != want {
+				t.Errorf("answered %q, want %q", got, want)
+			}
+			for where, got := range map[string][]string{"103": <-hints, "header": resp.Header["Proxy-Status"], "trailers": resp.Trailer["Proxy-Status"]} {
+				if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", test.want) {
+					t.Errorf("%s: %q arrived of %q, want %q", where, got, test.said, test.want)
+				}
+			}
+		})
 	}
 }
 

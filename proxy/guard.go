@@ -2,39 +2,62 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
+	"fmt"
+	"math/bits"
 	"net/http"
 	"net/netip"
+	"net/textproto"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // A Guard says which requests may enter. Its zero value has the rules that
 // nobody needs to break: the target is a path, without dot segments or control
-// characters however they are spelt; no CONNECT, TRACE or TRACK, and no HTTP/2
-// preface; no field name with an underscore. What may enter goes on byte for
-// byte, only that no upgrade but to websocket is asked for.
+// characters however they are spelt; none of [ForbiddenMethods]; no field name
+// with an underscore; nothing that a page of another site makes a browser send.
+// What may enter goes on byte for byte, only that no upgrade but to websocket
+// is asked for.
 type Guard struct {
 	// Hosts are the names and addresses that Host may show, with any port,
 	// beside localhost and loopback addresses: whoever gets a browser to
 	// resolve a name of his own to our address shows that name. An unspecified
 	// address among them, or "", stands for all addresses, and "*" for
 	// everything; nil: everything.
-	Hosts   []string
-	Methods []string // nil: all
+	Hosts []string
+	// Methods are those that may be used; nil: all. Fields that ask a server to
+	// take the method for another are refused beside them.
+	Methods []string
 	// Paths are prefixes of the paths that may be asked for, in whole segments
-	// and not escaped; nil: all.
+	// and not escaped; nil: all. Fields that ask a server to take the path for
+	// another are refused beside them, or if the upstream has a path.
 	Paths []string
 	// AllowUnderscores lets X_Name in, which many servers cannot tell from
 	// X-Name.
 	AllowUnderscores bool
+	// AllowCrossSite lets in what a browser sends on behalf of a page of
+	// another site, as Sec-Fetch-Site tells.
+	AllowCrossSite bool
 }
+
+// ForbiddenMethods are never let in, in whatever case: they would let a client
+// reach beyond requests. PRI is from the preface of HTTP/2.
+var ForbiddenMethods = []string{http.MethodConnect, http.MethodTrace, "TRACK", "PRI"}
+
+// Fields by which some servers, or frameworks, take a request for another.
+var (
+	methodOverrides = []string{"X-Http-Method-Override", "X-Http-Method", "X-Method-Override"}
+	pathOverrides   = []string{"X-Original-Url", "X-Rewrite-Url"}
+)
 
 // rules are a Guard made ready for use.
 type rules struct {
 	Guard
 	allow               string // for the field of that name
+	overrides           []string
 	anyHost, anyAddress bool
 	addresses           []netip.Addr
 	// verbatim tells whether a path can be sent on although net/url would
@@ -44,10 +67,15 @@ type rules struct {
 
 const usualMethods = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
-func (g Guard) rules() *rules {
+// rules are for an upstream that puts base before all paths.
+func (g Guard) rules(base string) *rules {
 	r := &rules{Guard: g, allow: usualMethods, anyHost: g.Hosts == nil || slices.Contains(g.Hosts, "*")}
 	if g.Methods != nil {
 		r.allow = strings.Join(g.Methods, ", ")
+		r.overrides = append(r.overrides, methodOverrides...)
+	}
+	if g.Paths != nil || base != "" {
+		r.overrides = append(r.overrides, pathOverrides...)
 	}
 	for _, host := range g.Hosts {
 		addr, err := netip.ParseAddr(host)
@@ -68,8 +96,10 @@ func denied(status int, reason, cause, message string) *failure {
 }
 
 var (
+	forbiddenMethod = denied(http.StatusMethodNotAllowed, "method_refused", "",
+		"The method %q is never allowed: it would let the client reach beyond requests.")
 	refusedMethod = denied(http.StatusMethodNotAllowed, "method_refused", "",
-		"The method is not allowed: it would let the client reach beyond requests, or is not in ALLOWED_METHODS.")
+		"The method %q is not in ALLOWED_METHODS, where upper and lower case differ.")
 	refusedForm = denied(http.StatusBadRequest, "target_refused", "no_path",
 		"The request target must be a path: the sidecar serves one upstream and is no forward proxy.")
 	refusedDots = denied(http.StatusBadRequest, "target_refused", "dot_segment",
@@ -81,28 +111,43 @@ var (
 	refusedPath = denied(http.StatusForbidden, "path_refused", "",
 		"The path is not below one of ALLOWED_PATHS.")
 	refusedHost = denied(http.StatusMisdirectedRequest, "host_refused", "",
-		"The sidecar is not called by the name in Host: add it to ALLOWED_HOSTS if it should be.")
-	refusedField = denied(http.StatusBadRequest, "header_refused", "underscore",
-		"A field name holds an underscore, which many servers cannot tell from a hyphen: ALLOW_UNDERSCORE_HEADERS=true lets it pass.")
+		"The sidecar is not called by the name in Host, %q: add it to ALLOWED_HOSTS if it should be.")
+	refusedUnderscore = denied(http.StatusBadRequest, "header_refused", "underscore",
+		"The field name %q holds an underscore, which many servers cannot tell from a hyphen: ALLOW_UNDERSCORE_HEADERS=true lets it pass.")
+	refusedOverride = denied(http.StatusBadRequest, "header_refused", "override",
+		"The field %q has some servers take the request for another, past ALLOWED_METHODS, ALLOWED_PATHS or the path of UPSTREAM_URL.")
+	refusedCrossSite = denied(http.StatusForbidden, "header_refused", "cross_site",
+		"A page of another site had a browser send this, as Sec-Fetch-Site tells: ALLOW_CROSS_SITE=true lets it pass.")
 )
+
+// maxOffender is how much of what a client sent is shown to it again.
+const maxOffender = 100
+
+// naming puts in the message what is refused.
+func (f failure) naming(offender string) *failure {
+	f.message = fmt.Sprintf(f.message, offender[:min(len(offender), maxOffender)])
+	return &f
+}
 
 // refusal tells why r may not enter; nil: it may.
 func (g *rules) refusal(r *http.Request) *failure {
 	path := rawPath(r)
 	switch {
-	case r.ProtoMajor != 1 && !isToken(r.Method), !g.methodAllowed(r.Method):
-		return refusedMethod
+	case isForbidden(r.Method), r.ProtoMajor != 1 && !isToken(r.Method):
+		return forbiddenMethod.naming(r.Method)
+	case g.Methods != nil && !slices.Contains(g.Methods, r.Method):
+		return refusedMethod.naming(r.Method)
 	case !strings.HasPrefix(path, "/"):
 		return refusedForm
 	case !g.hostAllowed(r.Host):
-		return refusedHost
-	case !g.AllowUnderscores && (hasUnderscore(r.Header) || hasUnderscore(r.Trailer)):
-		return refusedField
+		return refusedHost.naming(r.Host)
+	case !g.AllowCrossSite && slices.Contains(r.Header["Sec-Fetch-Site"], "cross-site"):
+		return refusedCrossSite
 	case strings.IndexByte(r.RequestURI, ' ') >= 0, // HTTP/2 can carry it; in HTTP/1.1 it would end the target
 		escapedAnew(r.URL) && !g.verbatim(path):
 		return refusedOctets
 	}
-	if f := misleading(path); f != nil {
+	if f := cmp.Or(g.refusedField(r.Header), g.refusedField(r.Trailer), misleading(path)); f != nil {
 		return f
 	}
 	if g.Paths != nil && !slices.ContainsFunc(g.Paths, func(prefix string) bool { return within(path, prefix) }) {
@@ -111,15 +156,10 @@ func (g *rules) refusal(r *http.Request) *failure {
 	return nil
 }
 
-// methodAllowed knows that methods are case-sensitive, and that not every
-// server does.
-func (g *rules) methodAllowed(method string) bool {
-	for _, never := range [...]string{http.MethodConnect, http.MethodTrace, "TRACK", "PRI"} {
-		if strings.EqualFold(method, never) {
-			return false
-		}
-	}
-	return g.Methods == nil || slices.Contains(g.Methods, method)
+// isForbidden knows that methods are case-sensitive, and that not every server
+// does.
+func isForbidden(method string) bool {
+	return slices.ContainsFunc(ForbiddenMethods, func(never string) bool { return strings.EqualFold(method, never) })
 }
 
 // isToken is for what net/http checks in HTTP/1.1 only (RFC 9110 section 9.1).
@@ -166,13 +206,23 @@ func isDigits(s string) bool {
 	return !strings.ContainsFunc(s, func(c rune) bool { return c < '0' || c > '9' })
 }
 
-func hasUnderscore(h http.Header) bool {
+// refusedField tells which of these fields is refused, and why.
+func (g *rules) refusedField(h http.Header) *failure {
 	for name := range h {
-		if strings.IndexByte(name, '_') >= 0 {
-			return true
+		if !g.AllowUnderscores && strings.IndexByte(name, '_') >= 0 {
+			return refusedUnderscore.naming(name)
+		}
+		if len(g.overrides) > 0 && slices.Contains(g.overrides, hyphenated(name)) {
+			return refusedOverride.naming(name)
 		}
 	}
-	return false
+	return nil
+}
+
+// hyphenated is what a field is called by servers that cannot tell an
+// underscore from a hyphen.
+func hyphenated(name string) string {
+	return textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }
 
 // rawPath is the path as it was sent; the server has checked its escapes.
@@ -194,6 +244,7 @@ func misleading(path string) *failure {
 	var room [256]byte // so that mostly nothing is allocated
 	octets := append(room[:0], path...)
 	for times := 0; ; times++ {
+		octets = shortest(octets)
 		f := misleadingAsIs(octets)
 		if f != nil || times == maxDecodings || bytes.IndexByte(octets, '%') < 0 {
 			return f
@@ -222,13 +273,55 @@ func misleadingAsIs(path []byte) *failure {
 }
 
 // isDotSegment looks no further than to where servers cut off parameters, or
-// what they take for a query or a fragment.
+// what they take for a query or a fragment. Windows has no use for spaces and
+// dots after the first space.
 func isDotSegment(segment []byte) bool {
-	dots := 0
-	for dots < len(segment) && segment[dots] == '.' {
-		dots++
+	if len(segment) == 0 || segment[0] != '.' { // as mostly
+		return false
 	}
-	return (dots == 1 || dots == 2) && (dots == len(segment) || strings.IndexByte(";?#", segment[dots]) >= 0)
+	if end := bytes.IndexAny(segment, ";?#"); end >= 0 {
+		segment = segment[:end]
+	}
+	dots, rest, _ := bytes.Cut(segment, []byte{' '})
+	return (string(dots) == "." || string(dots) == "..") && len(bytes.Trim(rest, " .")) == 0
+}
+
+// shortest undoes, in place, forms of ASCII in UTF-8 that are longer than they
+// may be (RFC 3629 section 3), which lenient servers accept.
+func shortest(path []byte) []byte {
+	short := path[:0]
+	for i := 0; i < len(path); i++ {
+		c := path[i]
+		if ascii, length := overlong(path[i:]); length > 0 {
+			c = ascii
+			i += length - 1
+		}
+		short = append(short, c)
+	}
+	return short
+}
+
+// overlong reads ASCII in two to six bytes: a first byte that tells how many
+// there are, and others of six bits each, of which only the last seven are set.
+func overlong(b []byte) (ascii byte, length int) {
+	if b[0] < 0xc0 {
+		return 0, 0
+	}
+	length = bits.LeadingZeros8(^b[0])
+	if length > 6 || length > len(b) {
+		return 0, 0
+	}
+	code := uint32(b[0]) & (0x7f >> length)
+	for _, c := range b[1:length] {
+		if c&0xc0 != 0x80 {
+			return 0, 0
+		}
+		code = code<<6 | uint32(c&0x3f)
+	}
+	if code >= utf8.RuneSelf {
+		return 0, 0
+	}
+	return byte(code), length
 }
 
 // decode undoes one percent-encoding, in place. What is none, as there may be

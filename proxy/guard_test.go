@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -33,6 +34,8 @@ func TestARefusalSaysWhy(t *testing.T) {
 		{"GET /orders/%00 HTTP/1.1\r\nHost: localhost\r\n\r\n", "target_refused", `http_request_error; details="control_character"`, 400, map[string]any{"reason": "control_character"}},
 		{"GET /orders HTTP/1.1\r\nHost: attacker.test\r\n\r\n", "host_refused", "http_request_denied", 421, map[string]any{}},
 		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nX_A: b\r\n\r\n", "header_refused", `http_request_error; details="underscore"`, 400, map[string]any{"reason": "underscore"}},
+		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\n\r\n", "header_refused", `http_request_denied; details="cross_site"`, 403, map[string]any{"reason": "cross_site"}},
+		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nX-HTTP-Method-Override: PUT\r\n\r\n", "header_refused", `http_request_error; details="override"`, 400, map[string]any{"reason": "override"}},
 		{"GET /items HTTP/1.1\r\nHost: localhost\r\n\r\n", "path_refused", "http_request_denied", 403, map[string]any{}},
 		{"POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nbegun", "path_refused", "http_request_denied", 403, map[string]any{}},
 	} {
@@ -50,6 +53,76 @@ func TestARefusalSaysWhy(t *testing.T) {
 		if got, want := fmt.Sprint(s.recorder.failed()), "["+test.reason+"]"; got != want {
 			t.Errorf("failures = %s, want %s", got, want)
 		}
+	}
+}
+
+func TestARefusalNamesWhatIsRefused(t *testing.T) {
+	s := start(t, "http://127.0.0.1:1/v1", proxy.Config{Guard: proxy.Guard{Hosts: []string{"127.0.0.1"}, Methods: []string{"GET"}}})
+	for request, want := range map[string]string{
+		"PUT / HTTP/1.1\r\nHost: localhost\r\n\r\n":                                   `The method "PUT" is not in ALLOWED_METHODS, where upper and lower case differ.`,
+		"Trace / HTTP/1.1\r\nHost: localhost\r\n\r\n":                                 `The method "Trace" is never allowed: it would let the client reach beyond requests.`,
+		"GET / HTTP/1.1\r\nHost: gateway:80\r\n\r\n":                                  `The sidecar is not called by the name in Host, "gateway:80": add it to ALLOWED_HOSTS if it should be.`,
+		"GET / HTTP/1.1\r\nHost: " + strings.Repeat("a", 1000) + "\r\n\r\n":           `The sidecar is not called by the name in Host, "` + strings.Repeat("a", 100) + `": add it to ALLOWED_HOSTS if it should be.`,
+		"GET / HTTP/1.1\r\nHost: %d$&'()*+,;=!\r\n\r\n":                               `The sidecar is not called by the name in Host, "%d$&'()*+,;=!": add it to ALLOWED_HOSTS if it should be.`,
+		"GET / HTTP/1.1\r\nHost: localhost\r\nx_token: canary\r\n\r\n":                `The field name "X_token" holds an underscore, which many servers cannot tell from a hyphen: ALLOW_UNDERSCORE_HEADERS=true lets it pass.`,
+		"GET / HTTP/1.1\r\nHost: localhost\r\nX-Rewrite-URL: /canary\r\n\r\n":         `The field "X-Rewrite-Url" has some servers take the request for another, past ALLOWED_METHODS, ALLOWED_PATHS or the path of UPSTREAM_URL.`,
+		"GET / HTTP/1.1\r\nHost: localhost\r\nX-HTTP-Method-Override: canary\r\n\r\n": `The field "X-Http-Method-Override" has some servers take the request for another, past ALLOWED_METHODS, ALLOWED_PATHS or the path of UPSTREAM_URL.`,
+	} {
+		_, from := s.dial(t, request)
+		var got own
+		decode(t, answer(t, from, "GET"), &got)
+		if got.Message != want {
+			t.Errorf("%q: answered %s, want %s", request, got.Message, want)
+		}
+	}
+	for _, line := range s.logs.All() {
+		if text := fmt.Sprint(line.Message, line.ContextMap()); strings.Contains(text, "gateway") || strings.Contains(text, "X_token") {
+			t.Errorf("what a stranger sent is logged: %s", text)
+		}
+	}
+}
+
+func TestFieldsThatTurnARequestIntoAnotherAreRefusedWhereThatMatters(t *testing.T) {
+	methods := []string{"X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override"}
+	paths := []string{"X-Original-URL", "X-Rewrite-URL"}
+	for name, test := range map[string]struct {
+		base    string
+		guard   proxy.Guard
+		refused []string
+	}{
+		"nothing is narrowed":     {"", proxy.Guard{}, nil},
+		"nothing is narrowed, /":  {"/", proxy.Guard{}, nil},
+		"methods":                 {"", proxy.Guard{Methods: []string{"POST"}}, methods},
+		"paths":                   {"", proxy.Guard{Paths: []string{"/orders"}}, paths},
+		"an upstream with a path": {"/v1", proxy.Guard{}, paths},
+		"both":                    {"/v1/", proxy.Guard{Methods: []string{"POST"}}, slices.Concat(methods, paths)},
+		"underscores": {"", proxy.Guard{Methods: []string{"POST"}, AllowUnderscores: true},
+			[]string{"x_http_method_override", "X-HTTP_METHOD", "X-Method_Override", "X-HTTP-Method"}},
+	} {
+		tr := newTrial(t, proxy.Config{Guard: test.guard, Upstream: &url.URL{Scheme: "http", Host: originHost, Path: test.base}})
+		for _, field := range slices.Concat(methods, paths, test.refused) {
+			want := 1
+			if slices.ContainsFunc(test.refused, func(f string) bool { return strings.EqualFold(f, field) }) || test.guard.AllowUnderscores && slices.Contains(methods, field) {
+				want = 0
+			}
+			for _, request := range []string{
+				field + ": x\r\nContent-Length: 0\r\n\r\n",
+				"Trailer: " + field + "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + field + ": x\r\n\r\n",
+			} {
+				answer, arrivals := tr.send(t, "POST /orders HTTP/1.1\r\n"+local+request)
+				if len(arrivals) != want || want == 0 && !strings.HasPrefix(answer, "HTTP/1.1 400 ") {
+					t.Errorf("%s, %q: %d arrived, answered %q", name, request, len(arrivals), answer)
+				}
+			}
+		}
+	}
+}
+
+func TestRequestsOfOtherSitesPassWhenTheyAreAllowed(t *testing.T) {
+	tr := newTrial(t, proxy.Config{Guard: proxy.Guard{AllowCrossSite: true}})
+	_, arrivals := tr.send(t, "GET / HTTP/1.1\r\n"+local+"Sec-Fetch-Site: cross-site\r\n\r\n")
+	if len(arrivals) != 1 || arrivals[0].value("Sec-Fetch-Site") != "cross-site" {
+		t.Errorf("arrived %+v", arrivals)
 	}
 }
 
@@ -98,7 +171,7 @@ func TestWhatIsAllowedPasses(t *testing.T) {
 		"GET /orders?a=b HTTP/1.1\r\nHost: gateway.test\r\n\r\n",
 		"GET /orders/7%2F8 HTTP/1.1\r\nHost: 10.0.0.7:8080\r\n\r\n",
 	} {
-		if n := tr.judge(t, says); n != 1 {
+		if n, _ := tr.judge(t, says); n != 1 {
 			t.Errorf("%q: %d arrived", says, n)
 		}
 	}

@@ -52,6 +52,9 @@ func startFor(t testing.TB, major int, upstream string, cfg proxy.Config) *sidec
 	if cfg.Tokens == nil {
 		cfg.Tokens = s.tokens
 	}
+	if cfg.BodyPatience == 0 {
+		cfg.BodyPatience = patience // as in use, and more than any test takes
+	}
 	if cfg.Transport == nil {
 		cfg.Transport = proxy.NewTransport(proxy.TransportConfig{})
 	}

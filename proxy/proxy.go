@@ -81,7 +81,8 @@ func New(cfg Config) http.Handler {
 	if cfg.Recorder == nil {
 		cfg.Recorder = noRecorder{}
 	}
-	h := &handler{upstream: cfg.Upstream, guard: cfg.Guard.rules(), recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64, patience: cfg.BodyPatience}
+	h := &handler{upstream: cfg.Upstream, recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64, patience: cfg.BodyPatience}
+	h.guard = cfg.Guard.rules(h.base())
 	wholeURLs := cfg.ViaProxy && cfg.Upstream.Scheme == "http"
 	h.guard.verbatim = func(path string) bool { return !wholeURLs && !isNetworkPath(h.base()+path) }
 	if cfg.MaxInFlight > 0 {
@@ -94,7 +95,7 @@ func New(cfg Config) http.Handler {
 		BufferPool:     &bufferPool{},
 		ModifyResponse: h.answered,
 		ErrorHandler:   h.fail,
-		ErrorLog:       stdLog(h.log),
+		ErrorLog:       log.New(bodyLog{h.log}, "", 0),
 	}
 	return h
 }
@@ -143,6 +144,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer body.handBack()
 	}
 	h.reverse.ServeHTTP(observed, r)
+	disown(w.Header()) // whose fields are trailers by now
 	aborted = false
 }
 
@@ -154,6 +156,7 @@ func isGRPC(r *http.Request) bool {
 
 // answered is told of every answer of the upstream.
 func (h *handler) answered(resp *http.Response) error {
+	disown(resp.Header)
 	if resp.Request == nil { // as from a transport that is not net/http's
 		return nil
 	}
@@ -167,7 +170,7 @@ func (h *handler) answered(resp *http.Response) error {
 // refuse answers a request that may not enter. Its body is of no interest, but
 // the server reads some of it even so.
 func (h *handler) refuse(w http.ResponseWriter, r *http.Request, f *failure) {
-	if f == refusedMethod {
+	if f.status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", h.guard.allow)
 	}
 	if r.ContentLength != 0 && r.ProtoMajor == 1 {
@@ -250,7 +253,9 @@ func (r *response) WriteHeader(status int) {
 	if status == http.StatusContinue {
 		return // the server says it when the body is read, which the upstream's 100 brings about
 	}
-	if status >= 200 {
+	if status < 200 {
+		disown(r.Header())
+	} else {
 		r.status = status
 		if h := r.Header(); h["Content-Type"] == nil {
 			h["Content-Type"] = nil // or the server would guess one
@@ -290,13 +295,13 @@ func oncePerMinute(l *zap.Logger) *zap.Logger {
 	}))
 }
 
-// stdLog is for what ReverseProxy has to say, about bodies that break off.
-func stdLog(l *zap.Logger) *log.Logger {
-	std, err := zap.NewStdLogAt(l, zapcore.DebugLevel)
-	if err != nil {
-		panic(err) // debug is a level
-	}
-	return std
+// A bodyLog is told by ReverseProxy of bodies that break off, in words that may
+// be the upstream's own. So it has others.
+type bodyLog struct{ log *zap.Logger }
+
+func (l bodyLog) Write(p []byte) (int, error) {
+	l.log.Debug("an answer's body could not be read to its end")
+	return len(p), nil
 }
 
 type noRecorder struct{}

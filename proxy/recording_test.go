@@ -49,6 +49,54 @@ func TestWithoutBudgetABodyIsStillSent(t *testing.T) {
 	}
 }
 
+func TestABudgetServesToItsLastByte(t *testing.T) {
+	var budget atomic.Int64
+	budget.Store(4 << 10)
+	r := recordString(strings.Repeat("x", 4<<10), 4<<10, &budget)
+	first := r.play()
+	piece := make([]byte, 1<<10)
+	for range 4 {
+		if _, err := io.ReadFull(first, piece); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !r.rewind(t.Context()) {
+		t.Error("it was not kept although there was room")
+	}
+	r.forget()
+	if got := budget.Load(); got != 4<<10 {
+		t.Errorf("%d left of the budget", got)
+	}
+}
+
+func TestSmallBodiesTakeLittleOfTheBudget(t *testing.T) {
+	for length, want := range map[int]int64{1: 4 << 10, 4 << 10: 4 << 10, 4<<10 + 1: 16 << 10, 16 << 10: 16 << 10, 16<<10 + 1: 64 << 10, 64 << 10: 64 << 10} {
+		var budget atomic.Int64
+		budget.Store(recordBudget)
+		r := recordString(strings.Repeat("x", length), int64(length), &budget)
+		_, _ = io.Copy(io.Discard, r.play())
+		if got := recordBudget - budget.Load(); got != want {
+			t.Errorf("%d bytes take %d of the budget, want %d", length, got, want)
+		}
+	}
+}
+
+func TestABodyThatIsNotKeptTakesNothingOfTheBudget(t *testing.T) {
+	var budget atomic.Int64 // none is left
+	r := recordString(strings.Repeat("x", 1000), 1000, &budget)
+	first := r.play()
+	if _, err := io.ReadFull(first, make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	budget.Store(recordBudget) // but others have ended
+	if _, err := io.ReadFull(first, make([]byte, 100)); err != nil {
+		t.Fatal(err)
+	}
+	if got := budget.Load(); got != recordBudget {
+		t.Errorf("%d bytes of the budget are taken", recordBudget-got)
+	}
+}
+
 func TestASendingThatIsOverReadsNoMore(t *testing.T) {
 	var budget atomic.Int64
 	budget.Store(recordBudget)

@@ -4,14 +4,19 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
+	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
 const second = "canary-token.2"
@@ -71,6 +76,37 @@ func TestARefusedRequestIsSentAgainWithAnotherToken(t *testing.T) {
 			})
 		})
 	}
+}
+
+func TestTheSecondSendingNeedsNoConnectionOfItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := granttest.NewPipe()
+		api := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") != "Bearer "+second {
+				w.WriteHeader(http.StatusUnauthorized)
+				flush(t, w)
+				time.Sleep(40 * time.Millisecond)
+				_, _ = io.WriteString(w, strings.Repeat("refused ", 500))
+			}
+		})}
+		go func() { _ = api.Serve(network) }()
+		defer func() { _ = api.Close() }()
+		dialled := 0
+		transport := proxy.NewTransport(proxy.TransportConfig{})
+		transport.DialContext = func(ctx context.Context, network_, addr string) (net.Conn, error) {
+			dialled++
+			return network.Dial(ctx, network_, addr)
+		}
+		defer transport.CloseIdleConnections()
+		h := proxy.New(proxy.Config{
+			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary, next: second}, Transport: transport,
+		})
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil))
+		if w.Code != http.StatusOK || dialled != 1 {
+			t.Errorf("status = %d with %d connections, want 200 with 1", w.Code, dialled)
+		}
+	})
 }
 
 func TestTheRestOfABodyIsFetchedForTheSecondSending(t *testing.T) {
@@ -204,30 +240,45 @@ func TestManyRefusalsAtOnceAreAllMended(t *testing.T) {
 }
 
 func TestRequestsThatCannotBeSentAgainAreWaitedFor(t *testing.T) {
-	arrived, release := make(chan struct{}), make(chan struct{})
-	upstream := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		close(arrived)
-		<-release
-	})
-	unrepeatable := &proxy.InFlight{}
-	s := start(t, upstream.URL, proxy.Config{Unrepeatable: unrepeatable})
-	unrepeatable.Wait(t.Context()) // there are none yet
+	large := strings.Repeat("x", 64<<10+1)
+	for _, test := range []struct {
+		name   string
+		body   io.Reader
+		waited bool
+	}{
+		{"none", nil, false},
+		{"as large as can be kept", strings.NewReader(large[1:]), false},
+		{"larger", strings.NewReader(large), true},
+		{"of unknown length", unsized{strings.NewReader("body")}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			arrived, release := make(chan struct{}), make(chan struct{})
+			upstream := serve(t, func(http.ResponseWriter, *http.Request) {
+				close(arrived)
+				<-release
+			})
+			unrepeatable := &proxy.InFlight{}
+			s := start(t, upstream.URL, proxy.Config{Unrepeatable: unrepeatable})
+			unrepeatable.Wait(t.Context()) // there are none yet
 
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.send(t, "POST", "/", strings.NewReader(strings.Repeat("x", 100<<10)))
-	}()
-	<-arrived
-	short, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	unrepeatable.Wait(short)
-	if short.Err() == nil {
-		t.Error("a request in flight was not waited for")
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				s.send(t, "POST", "/", test.body)
+			}()
+			<-arrived
+			patience := map[bool]time.Duration{true: 10 * time.Millisecond, false: 10 * time.Second}[test.waited]
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			unrepeatable.Wait(ctx)
+			if got := ctx.Err() != nil; got != test.waited {
+				t.Errorf("waited for: %v, want %v", got, test.waited)
+			}
+			close(release)
+			<-done
+			unrepeatable.Wait(t.Context())
+		})
 	}
-	close(release)
-	<-done
-	unrepeatable.Wait(t.Context())
 }
 
 func TestAReplayedBodyArrivesWholeAlthoughTheAnswerBeginsEarly(t *testing.T) {

@@ -5,9 +5,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httputil"
-	"net/textproto"
 	"slices"
-	"strings"
 	"sync/atomic"
 )
 
@@ -78,10 +76,9 @@ func bodyOf(out *http.Request) *requestBody {
 // trailers, since recipients may take them for headers: those of framing,
 // routing and authentication above all.
 func trailerAllowed(name string) bool {
-	name = textproto.CanonicalMIMEHeaderKey(strings.ReplaceAll(name, "_", "-"))
 	return !slices.Contains([]string{
 		"Authorization", "Proxy-Authorization", "Cookie", "Host", "Connection", "Content-Length",
 		"Content-Encoding", "Content-Type", "Content-Range", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 		"Cache-Control", "Expect", "Max-Forwards", "Range", "Pragma",
-	}, name)
+	}, hyphenated(name))
 }

@@ -19,6 +19,7 @@ func TestHostsAreComparedByNameAndAddress(t *testing.T) {
 		{loopback, "localhost", true},
 		{loopback, "LocalHost.:8080", true},
 		{loopback, "localhost:", true},
+		{loopback, "localhost:9090", true},
 		{loopback, "127.0.0.1:8080", true},
 		{loopback, "127.255.0.9", true},
 		{loopback, "[::1]:80", true},
@@ -29,6 +30,8 @@ func TestHostsAreComparedByNameAndAddress(t *testing.T) {
 		{loopback, "localhost:80:80", false},
 		{loopback, "[localhost]x", false},
 		{loopback, "[::1]x", false},
+		{loopback, "[::1]:80a", false},
+		{loopback, "[localhost:80", false},
 		{loopback, "::1", false},
 		{[]string{""}, "10.0.0.7:8080", true}, // LISTEN_ADDRESS=:8080
 		{[]string{""}, "[2001:db8::7]:8080", true},
@@ -42,7 +45,7 @@ func TestHostsAreComparedByNameAndAddress(t *testing.T) {
 		{[]string{"", "gateway.ns.svc"}, "gateway.ns.svc.", true},
 		{[]string{"", "gateway.ns.svc"}, "gateway.ns.svc.cluster.local", false},
 	} {
-		if got := (Guard{Hosts: test.hosts}).rules().hostAllowed(test.host); got != test.want {
+		if got := (Guard{Hosts: test.hosts}).rules("").hostAllowed(test.host); got != test.want {
 			t.Errorf("%q with %q: allowed %v, want %v", test.host, test.hosts, got, test.want)
 		}
 	}
@@ -80,7 +83,7 @@ func TestPathsAreComparedInWholeSegments(t *testing.T) {
 }
 
 func TestTheGuardCostsAnOrdinaryRequestNoAllocation(t *testing.T) {
-	g := Guard{Hosts: []string{"", "gateway.ns.svc"}, Methods: []string{"GET"}, Paths: []string{"/v1/orders"}}.rules()
+	g := Guard{Hosts: []string{"", "gateway.ns.svc"}, Methods: []string{"GET"}, Paths: []string{"/v1/orders"}}.rules("")
 	for _, target := range []string{"/v1/orders", "/v1/orders/7%20a?b=c"} {
 		r := httptest.NewRequestWithContext(t.Context(), "GET", target, nil)
 		r.Host = "gateway.ns.svc:8080"
@@ -95,7 +98,7 @@ func TestTheGuardCostsAnOrdinaryRequestNoAllocation(t *testing.T) {
 }
 
 func BenchmarkGuard(b *testing.B) {
-	g := Guard{Hosts: []string{"127.0.0.1"}}.rules()
+	g := Guard{Hosts: []string{"127.0.0.1"}}.rules("")
 	r := httptest.NewRequestWithContext(b.Context(), "GET", "/v1/orders/7?a=b", nil)
 	r.Host = "localhost:8080"
 	r.Header = map[string][]string{"User-Agent": {"bench"}, "Accept": {"*/*"}, "Accept-Encoding": {"br"}, "Content-Type": {"application/json"}}

@@ -20,15 +20,22 @@ const patience = time.Minute
 // withClient runs test with a client of a proxy that may lose its patience, in
 // a bubble of fake time.
 func withClient(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T, client net.Conn, from *bufio.Reader, r *recorder)) {
+	t.Helper()
+	withClientOf(t, func(proxy http.Handler) http.Handler { return proxy }, upstream, test)
+}
+
+// withClientOf does so with a server of what is around the proxy.
+func withClientOf(t *testing.T, around func(http.Handler) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, client net.Conn, from *bufio.Reader, r *recorder)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		far, near := granttest.NewPipe(), granttest.NewPipe()
 		api := &http.Server{Handler: upstream}
 		transport := proxy.NewTransport(proxy.TransportConfig{})
 		transport.DialContext = far.Dial
 		recorder := newRecorder()
-		server := &http.Server{Handler: proxy.New(proxy.Config{
+		server := &http.Server{Handler: around(proxy.New(proxy.Config{
 			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport, BodyPatience: patience, Recorder: recorder,
-		})}
+		}))}
 		go func() { _ = api.Serve(far) }()
 		go func() { _ = server.Serve(near) }()
 		client, err := near.Dial(t.Context(), "", "")
@@ -61,6 +68,9 @@ func TestAClientThatSendsNothingOfItsBodyIsGivenUp(t *testing.T) {
 				wantsOwn(t, resp, http.StatusRequestTimeout, "request_stalled", "http_request_error", map[string]any{})
 				if took := time.Since(start); took < patience || took > patience*5/4 || !resp.Close {
 					t.Errorf("after %v, the connection is closed: %v", took, resp.Close)
+				}
+				if _, err := io.Copy(io.Discard, from); err != nil || time.Since(start) > patience*5/4 {
+					t.Errorf("closed after %v, %v, want at once after the answer", time.Since(start), err)
 				}
 				recorder.wants(t, "POST 408")
 				if got, want := fmt.Sprint(recorder.failed()), "[request_stalled]"; got != want {
@@ -138,6 +148,30 @@ func TestWhoWaitsForAnAnswerIsNotHurried(t *testing.T) {
 				t.Errorf("answered %s, want %s", got, want)
 			}
 			time.Sleep(time.Hour) // and the connection is as good as before
+		}
+	})
+}
+
+func TestARequestLivesOnAfterTheProxyHasServedIt(t *testing.T) {
+	around := func(proxy http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			proxy.ServeHTTP(w, r)
+			synctest.Wait()
+			if err := r.Context().Err(); err != nil {
+				t.Errorf("%s of %d bytes: %v", r.Method, r.ContentLength, err)
+			}
+		})
+	}
+	withClientOf(t, around, drain, func(t *testing.T, client net.Conn, from *bufio.Reader, recorder *recorder) {
+		for _, request := range []string{
+			"GET / HTTP/1.1\r\nHost: app\r\n\r\n",
+			"POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 4\r\n\r\nbody",
+			"POST / HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+		} {
+			say(t, client, request)
+			if got, want := answer(t, from, "POST").StatusCode, http.StatusOK; got != want {
+				t.Errorf("status = %d, want %d", got, want)
+			}
 		}
 	})
 }

@@ -21,9 +21,10 @@ const (
 	// anew costs more than the request itself.
 	maxIdle = 1024
 
-	// maxAnswerHead is several times what servers can be brought to send, and
-	// little enough to be held by every request in flight.
-	maxAnswerHead = 256 << 10
+	// maxAnswerHead is more than servers and proxies are known to send, in bytes
+	// in HTTP/1.1 and by the count of RFC 9113 section 6.5.2 in HTTP/2. A head
+	// takes up to seventy times its size in memory, if all its fields are small.
+	maxAnswerHead = 64 << 10
 )
 
 // TransportConfig is what may be said about connections to the upstream.

@@ -2,12 +2,15 @@ package proxy_test
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -125,5 +128,117 @@ func TestOnlyAProxyOfTheConfigurationGetsRequests(t *testing.T) {
 				t.Errorf("asked for %s, want %s", got, test.want)
 			}
 		})
+	}
+}
+
+// overPipe makes a transport to an upstream of HTTP/2 in a bubble of fake time.
+func overPipe(t *testing.T, h http.HandlerFunc) (*http.Transport, *httptest.Server) {
+	network := granttest.NewPipe()
+	upstream := httptest.NewUnstartedServer(h)
+	_ = upstream.Listener.Close()
+	upstream.Listener, upstream.EnableHTTP2 = network, true
+	upstream.StartTLS()
+	transport := proxy.NewTransport(proxy.TransportConfig{})
+	transport.DialContext = network.Dial
+	transport.TLSClientConfig.RootCAs = x509.NewCertPool()
+	transport.TLSClientConfig.RootCAs.AddCert(upstream.Certificate())
+	return transport, upstream
+}
+
+// A lossy connection takes what is written, and may deliver none of it.
+type lossy struct {
+	net.Conn
+	lost *atomic.Bool
+}
+
+func (c lossy) Write(p []byte) (int, error) {
+	if c.lost.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func TestAConnectionThatIsDeadIsFoundOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		transport, upstream := overPipe(t, func(http.ResponseWriter, *http.Request) {})
+		defer upstream.Close()
+		defer transport.CloseIdleConnections()
+		dial := transport.DialContext
+		var lost *atomic.Bool // of the newest connection
+		transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			lost = new(atomic.Bool)
+			return lossy{conn, lost}, err
+		}
+		h := proxy.New(proxy.Config{
+			Upstream: &url.URL{Scheme: "https", Host: "example.com"}, Tokens: &tokens{token: canary}, Transport: transport,
+		})
+		begin := time.Now()
+		for _, want := range []int{http.StatusOK, http.StatusBadGateway, http.StatusOK} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil))
+			if w.Code != want {
+				t.Errorf("status = %d after %v, want %d", w.Code, time.Since(begin), want)
+			}
+			lost.Store(true)
+		}
+		if took := time.Since(begin); took != 20*time.Second {
+			t.Errorf("it took %v, want 20 s without a sign of life", took)
+		}
+		lost.Store(false)
+	})
+}
+
+func TestAHandshakeIsNotWaitedForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		transport := proxy.NewTransport(proxy.TransportConfig{})
+		far, near := net.Pipe()
+		defer func() { _ = far.Close() }()
+		go func() { _, _ = io.Copy(io.Discard, far) }() // and says nothing
+		transport.DialContext = func(context.Context, string, string) (net.Conn, error) { return near, nil }
+		h := proxy.New(proxy.Config{
+			Upstream: &url.URL{Scheme: "https", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport,
+		})
+		begin := time.Now()
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/", nil))
+		if took := time.Since(begin); w.Code != http.StatusGatewayTimeout || took != 5*time.Second {
+			t.Errorf("status = %d after %v, want 504 after 5 s", w.Code, took)
+		}
+	})
+}
+
+func TestTheHeadOfAnAnswerIsBounded(t *testing.T) {
+	for size, want := range map[int]int{60 << 10: http.StatusOK, 66 << 10: http.StatusBadGateway} {
+		eachProtocol(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("X-Large", strings.Repeat("x", size))
+		}, func(t *testing.T, s *sidecar) {
+			if got := s.send(t, "GET", "/", nil).StatusCode; got != want {
+				t.Errorf("%d bytes: status = %d, want %d", size, got, want)
+			}
+		})
+	}
+}
+
+// Small fields that all differ take the most: there are maps to hold them.
+func TestTheWorstHeadOfAnAnswerTakesLessThan8MiB(t *testing.T) {
+	var head strings.Builder
+	for n := 0; head.Len() < 63<<10; n++ {
+		head.WriteString(strconv.FormatInt(int64(n), 36) + ":\r\n")
+	}
+	s := start(t, serve(t, hijack(t, "HTTP/1.1 200 OK\r\n"+head.String()+"Content-Length: 0\r\n\r\n")).URL, proxy.Config{})
+	const times = 10
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range times {
+		_, from := s.dial(t, "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+		if _, err := io.Copy(io.Discard, from); err != nil {
+			t.Fatal(err)
+		}
+		s.recorder.wants(t, "GET 200")
+	}
+	runtime.ReadMemStats(&after)
+	if got := (after.TotalAlloc - before.TotalAlloc) / times; got > 8<<20 {
+		t.Errorf("%d KiB for each answer", got>>10)
 	}
 }

@@ -307,6 +307,53 @@ func TestReadySaysWhyNot(t *testing.T) {
 	})
 }
 
+func TestReadinessEndsBeforeTheToken(t *testing.T) {
+	for life, left := range map[time.Duration]time.Duration{time.Hour: time.Minute, 2 * time.Minute: 12 * time.Second} {
+		s := &server{life: life}
+		run(t, s, Config{}, func(t *testing.T, c *Cache) {
+			synctest.Wait()
+			s.change(func() { s.refresh, s.grant = errDown, errDown })
+			time.Sleep(life - left)
+			if err := c.Ready(); err != nil {
+				t.Errorf("a life of %v, %v of it left: %v", life, left, err)
+			}
+			time.Sleep(time.Nanosecond)
+			if c.Ready() == nil {
+				t.Errorf("a life of %v, less than %v of it left: ready", life, left)
+			}
+		})
+	}
+}
+
+func TestTokensThatLiveShorterThanTheLeastIntervalAreReplacedInTime(t *testing.T) {
+	s := &server{life: 4 * time.Second}
+	run(t, s, Config{MinInterval: 10 * time.Second}, func(t *testing.T, c *Cache) {
+		for range 600 {
+			synctest.Wait()
+			if _, err := c.AccessToken(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
+}
+
+func TestATokenIsGivenUpBeforeItExpiresByNoMoreThanATenthOfItsLife(t *testing.T) {
+	for life, leeway := range map[time.Duration]time.Duration{time.Hour: time.Second, 5 * time.Second: 500 * time.Millisecond} {
+		s := &server{life: life}
+		run(t, s, Config{Leeway: time.Second}, func(t *testing.T, c *Cache) {
+			synctest.Wait()
+			s.change(func() { s.refresh, s.grant = errDown, errDown })
+			time.Sleep(life - leeway - 1)
+			wantToken(t, c, "access-1")
+			time.Sleep(time.Nanosecond)
+			if token, err := c.AccessToken(t.Context()); err == nil {
+				t.Errorf("a life of %v: got %q %v before its end", life, token, leeway)
+			}
+		})
+	}
+}
+
 func TestBreakerCountsAsNoFailure(t *testing.T) {
 	s := &server{grant: failure{ErrNotAsked, 30 * time.Second}}
 	rec := &recorder{}
@@ -331,7 +378,7 @@ type recorder struct {
 	results      map[string]int
 	expiry, next time.Time
 	failures     int
-	contested    bool
+	contested    []bool // each change
 }
 
 func (r *recorder) TokenRefreshed(grantType, result, reason string, _ time.Duration) {
@@ -352,7 +399,7 @@ func (r *recorder) TokenScheduled(expiry, next time.Time, failures int) {
 func (r *recorder) TokenContested(contested bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.contested = contested
+	r.contested = append(r.contested, contested)
 }
 
 func TestRecorderSeesEveryRequest(t *testing.T) {
@@ -459,13 +506,13 @@ func BenchmarkAccessToken(b *testing.B) {
 }
 
 func TestTheEndOfRunRevokesThePairThatIsHeld(t *testing.T) {
-	for _, outcome := range []error{nil, errDown, context.DeadlineExceeded} {
-		testTheEndRevokes(t, outcome, false)
-		testTheEndRevokes(t, outcome, true)
+	for outcome, patience := range map[error]time.Duration{nil: 0, errDown: 0, context.DeadlineExceeded: 2 * time.Second} {
+		testTheEndRevokes(t, false, outcome, patience)
+		testTheEndRevokes(t, true, outcome, patience)
 	}
 }
 
-func testTheEndRevokes(t *testing.T, outcome error, fullGrantOnly bool) {
+func testTheEndRevokes(t *testing.T, fullGrantOnly bool, outcome error, patience time.Duration) {
 	var revoked []Token
 	core, logs := observer.New(zap.InfoLevel)
 	cfg := Config{FullGrantOnly: fullGrantOnly, Wait: time.Second, Log: zap.New(core), Revoke: func(ctx context.Context, pair Token) error {
@@ -484,8 +531,8 @@ func testTheEndRevokes(t *testing.T, outcome error, fullGrantOnly bool) {
 		if err := c.Run(ctx); err != nil {
 			t.Error(err)
 		}
-		if took := time.Since(c.origin) - 90*time.Minute; took > 2*time.Second {
-			t.Errorf("it took %v to end", took)
+		if took := time.Since(c.origin) - 90*time.Minute; took != patience {
+			t.Errorf("%v: it took %v to end, want %v", outcome, took, patience)
 		}
 	})
 	if len(revoked) != 1 || revoked[0].Access.Reveal() != fmt.Sprint("access-", s.issued) || revoked[0].Refresh.Reveal() != fmt.Sprint("refresh-", s.issued) {
@@ -497,6 +544,24 @@ func testTheEndRevokes(t *testing.T, outcome error, fullGrantOnly bool) {
 	}
 	if logs.FilterMessage(want).Len() != 1 {
 		t.Errorf("%v: the log says %v", outcome, logs.All())
+	}
+}
+
+func TestAPairThatComesWithTheEndOfRunIsRevoked(t *testing.T) {
+	ctx, end := context.WithCancel(t.Context())
+	revoked := ""
+	c := New(Config{
+		Grants: grantsFunc(func() (Token, error) {
+			end()
+			return Token{Access: NewSecret("late"), Issued: time.Now(), Expiry: time.Now().Add(time.Hour)}, nil
+		}),
+		Revoke: func(_ context.Context, pair Token) error {
+			revoked = pair.Access.Reveal()
+			return nil
+		},
+	})
+	if err := c.Run(ctx); err != nil || revoked != "late" {
+		t.Errorf("revoked %q, %v, want the pair that has just come", revoked, err)
 	}
 }
 

@@ -2,7 +2,9 @@ package tokencache
 
 import (
 	"context"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,7 +33,7 @@ func TestInvalidateReplacesTheTokenOnce(t *testing.T) {
 
 func TestUpstreamThatRefusesEveryTokenCausesNoStorm(t *testing.T) {
 	s := &server{}
-	run(t, s, Config{Wait: time.Second, InvalidateInterval: 10 * time.Second}, func(t *testing.T, c *Cache) {
+	run(t, s, Config{Wait: time.Second}, func(t *testing.T, c *Cache) {
 		synctest.Wait()
 		s.asked()
 		for range 599 {
@@ -131,6 +133,17 @@ func TestRefusedTokenIsNotGivenOutWhileItIsReplaced(t *testing.T) {
 	})
 }
 
+func TestARefusedTokenIsGivenOutOnlyUntilAnotherMayBeHad(t *testing.T) {
+	now := instant{wall: time.Now()}
+	for forceable, want := range map[instant]time.Duration{now.add(1): 0, now: replaceWait} {
+		s := &state{facts: facts{forceable: forceable}}
+		s.refused.Store(true)
+		if got := s.hold(now); got != want {
+			t.Errorf("another may be had in %v: got a wait of %v, want %v", now.until(forceable), got, want)
+		}
+	}
+}
+
 func TestChangedCredentialsAreProvenAtOnce(t *testing.T) {
 	s := &server{grant: failure{sentinel: ErrClientRejected}}
 	run(t, s, Config{Wait: time.Second}, func(t *testing.T, c *Cache) {
@@ -162,21 +175,24 @@ func TestAContestedClientIsNamed(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	s, rec := &server{}, &recorder{}
 	run(t, s, Config{Wait: time.Second, Log: zap.New(core), Recorder: rec}, func(t *testing.T, c *Cache) {
-		for range 5 {
+		for died := 1; died <= 5; died++ {
 			token, err := c.AccessToken(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Minute)
 			c.Invalidate(token)
+			synctest.Wait()
+			if got, want := c.Contested(), died >= 3; got != want {
+				t.Errorf("contested after %d tokens: %v, want %v", died, got, want)
+			}
 		}
-		synctest.Wait()
-		if !c.Contested() || !rec.contested || logs.FilterMessageSnippet("keep dying before their time").Len() != 1 {
-			t.Errorf("contested: %v, recorded: %v, log: %v", c.Contested(), rec.contested, logs.All())
+		if !slices.Equal(rec.contested, []bool{true}) || logs.FilterMessageSnippet("keep dying before their time").Len() != 1 {
+			t.Errorf("recorded: %v, log: %v", rec.contested, logs.All())
 		}
 		time.Sleep(2 * time.Hour)
-		if c.Contested() || rec.contested {
-			t.Error("still contested after tokens have lived their time")
+		if c.Contested() || !slices.Equal(rec.contested, []bool{true, false}) {
+			t.Errorf("after tokens have lived their time: contested: %v, recorded: %v", c.Contested(), rec.contested)
 		}
 	})
 }
@@ -216,8 +232,64 @@ func TestQuietIsWaitedForButNotForLong(t *testing.T) {
 		time.Sleep(2 * time.Millisecond)
 		start := time.Now()
 		wantToken(t, c, "access-2")
-		if waited := time.Since(start); waited > quietHold {
-			t.Errorf("callers waited %v for quiet", waited)
+		if waited := time.Since(start); waited != quietHold-time.Millisecond {
+			t.Errorf("callers waited %v for quiet, want the rest of %v", waited, quietHold)
+		}
+	})
+}
+
+func TestQuietIsWaitedForOnlyAQuarterOfWhatIsLeft(t *testing.T) {
+	s := &server{life: 4 * time.Second}
+	quiet := func(ctx context.Context) { <-ctx.Done() }
+	run(t, s, Config{Wait: time.Second, Hold: time.Second, Quiet: quiet, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		time.Sleep(2*time.Second + 2*time.Second/4 + quietHold)
+		synctest.Wait()
+		wantToken(t, c, "access-2")
+	})
+}
+
+func TestQuietIsNotWaitedForIfNothingCanBeLost(t *testing.T) {
+	s := &server{}
+	var waited atomic.Int32
+	quiet := func(context.Context) { waited.Add(1) }
+	run(t, s, Config{Wait: time.Second, Hold: time.Second, Quiet: quiet, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1") // the first
+		c.Invalidate("access-1")
+		wantToken(t, c, "access-2") // in the place of one that is lost already
+		c.Renew()
+		synctest.Wait()
+		wantToken(t, c, "access-3") // by a full grant, which kills nothing
+		s.change(func() { s.refresh = failure{after: 15 * time.Minute} })
+		time.Sleep(50 * time.Minute)
+		wantAsked(t, s, "client_credentials client_credentials client_credentials refresh_token refresh_token")
+		if got := waited.Swap(0); got != 4 {
+			t.Errorf("waited %d times for quiet, want twice before each refresh", got)
+		}
+		s.change(func() { s.refresh, s.noPair = nil, true })
+		time.Sleep(11 * time.Minute)
+		wantToken(t, c, "access-4") // in the place of one that has expired
+		time.Sleep(time.Hour)
+		wantToken(t, c, "access-6") // there are no refresh tokens any more
+		wantAsked(t, s, "refresh_token client_credentials client_credentials")
+		if got := waited.Load(); got != 0 {
+			t.Errorf("waited %d times for quiet, want none", got)
+		}
+	})
+}
+
+func TestNobodyWaitsLongForWhatTakesTheRefusedTokensPlace(t *testing.T) {
+	s := &server{}
+	run(t, s, Config{Wait: time.Minute, Window: Window{0.5, 0.5}}, func(t *testing.T, c *Cache) {
+		wantToken(t, c, "access-1")
+		s.change(func() { s.took = time.Minute })
+		time.Sleep(30 * time.Minute)
+		synctest.Wait() // the refresh is under way
+		c.Invalidate("access-1")
+		start := time.Now()
+		wantToken(t, c, "access-1")
+		if waited := time.Since(start); waited != replaceWait {
+			t.Errorf("waited %v, want %v", waited, replaceWait)
 		}
 	})
 }

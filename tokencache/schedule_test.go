@@ -86,9 +86,11 @@ func TestRetryIn(t *testing.T) {
 }
 
 func TestWindowText(t *testing.T) {
-	var w Window
-	if err := w.UnmarshalText([]byte("0.60-0.80")); err != nil || w != (Window{0.6, 0.8}) {
-		t.Errorf("got %v, %v", w, err)
+	for text, want := range map[string]Window{"0.60-0.80": {0.6, 0.8}, "0.5-0.5": {0.5, 0.5}} {
+		var w Window
+		if err := w.UnmarshalText([]byte(text)); err != nil || w != want {
+			t.Errorf("%q: got %v, %v", text, w, err)
+		}
 	}
 	for _, bad := range []string{"", "0.5", "0.8-0.5", "0-0.5", "0.5-1", "a-b", "NaN-NaN", "-0.5-0.7", "0.5-0.7x"} {
 		if err := new(Window).UnmarshalText([]byte(bad)); err == nil {

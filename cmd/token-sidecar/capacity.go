@@ -15,8 +15,7 @@ const (
 	memoryAtRest        = 4 << 20
 	memoryPerRequest    = 144 << 10
 	memoryPerConnection = 28 << 10
-	// HTTP/2 would else take in up to 4 MiB of an answer that is not read, and
-	// 1 MiB of a body.
+	// HTTP/2 would else take in up to 4 MiB of an answer that is not read.
 	streamMemory = 64 << 10
 
 	// Descriptors that are nobody's but the sidecar's own: for listeners, logs

@@ -93,6 +93,12 @@ func TestProxiesAreUsedWhenAskedFor(t *testing.T) {
 	if cfg, err := loadConfig(environ); err != nil || cfg.TokenProxyURL.proxy == nil {
 		t.Errorf("from a file: got %v", err)
 	}
+	if err := os.WriteFile(file, []byte("proxy:1080\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "TOKEN_PROXY_URL_FILE: want ") {
+		t.Errorf("a fault in a file: got %v", err)
+	}
 	delete(environ, "TOKEN_PROXY_URL_FILE")
 	for _, bad := range []string{"proxy:3128", "http://us er@proxy", "ftp://proxy", "http://"} {
 		faulty := maps.Clone(environ)
@@ -111,6 +117,7 @@ func TestFaultsThatOnlyShowLaterAreToldAtTheStart(t *testing.T) {
 		{"CLIENT_ID", "id\n"}, {"CLIENT_SECRET", "s\n"}, {"LISTEN_ADDRESS", "localhost:99999"}, {"ADMIN_ADDRESS", "127.0.0.1:8080"},
 		{"TOKEN_HEADERS", "Accept=text/html"}, {"TOKEN_HEADERS", "connection=close"}, {"TOKEN_HEADERS", "X Y=1"}, {"TOKEN_HEADERS", "X=%0d"},
 		{"TOKEN_HEADERS", "%zz"}, {"TOKEN_PARAMETERS", "%zz"}, {"TOKEN_URL", "http://localhost/#fragment"}, {"UPSTREAM_URL", "http://localhost/?query"},
+		{"TOKEN_URL", "http://id:tr0 ub@localhost"}, {"TOKEN_URL", "http://id:tr0ub@localhost"}, {"UPSTREAM_URL", "api.example.com"},
 		{"ALLOWED_HOSTS", "localhost:8080"}, {"ALLOWED_HOSTS", "http://a"}, {"ALLOWED_METHODS", "GET,trace"}, {"ALLOWED_METHODS", "PRI"}, {"ALLOWED_METHODS", "get,POST"}, {"ALLOWED_METHODS", "GET POST"},
 		{"ALLOWED_PATHS", "orders"}, {"ALLOWED_PATHS", "//orders"}, {"DEBUG_ADDRESS", ":6060"}, {"DEBUG_ADDRESS", "10.0.0.7:6060"}, {"DEBUG_ADDRESS", "127.0.0.1"},
 		{"MAX_HEADER_BYTES", "0"}, {"HEADER_TIMEOUT", "0"}, {"IDLE_TIMEOUT", "0s"}, {"STALL_TIMEOUT", "-1s"}, {"ADMIN_QUIT", "perhaps"},
@@ -118,8 +125,19 @@ func TestFaultsThatOnlyShowLaterAreToldAtTheStart(t *testing.T) {
 	} {
 		environ := maps.Clone(good)
 		environ[fault.name] = fault.value
-		if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "(1):\n  "+fault.name+": ") {
+		if _, err := loadConfig(environ); err == nil || !strings.Contains(err.Error(), "(1):\n  "+fault.name+": ") || strings.Contains(err.Error(), "tr0") {
 			t.Errorf("%s=%q: got %v", fault.name, fault.value, err)
+		}
+	}
+}
+
+func TestTheProbeAsksWhereTheAdminPortListens(t *testing.T) {
+	for address, want := range map[string]string{
+		"": "127.0.0.1:9090", ":9091": "localhost:9091", "0.0.0.0:9091": "localhost:9091", "[::]:9091": "localhost:9091",
+		"10.0.0.7:9091": "10.0.0.7:9091", "sidecar:9091": "sidecar:9091",
+	} {
+		if got, err := adminHost(map[string]string{"ADMIN_ADDRESS": address}); err != nil || got != want {
+			t.Errorf("ADMIN_ADDRESS=%s: asked at %s, %v, want %s", address, got, err, want)
 		}
 	}
 }

@@ -9,6 +9,10 @@ const (
 	// leastFrame is the least that RFC 9113 section 6.5.2 lets a server take
 	// at once. Each connection keeps room for it: net/http's default is 1 MiB.
 	leastFrame = 16 << 10
+	// bodyMemory is what is taken in of a body that the upstream does not take:
+	// net/http's default is 1 MiB. With it a request keeps to memoryPerRequest
+	// as long as not its answer is stalled as well.
+	bodyMemory = 32 << 10
 )
 
 // takeHTTP2 lets clients of s speak HTTP/2 without TLS, by prior knowledge.
@@ -23,10 +27,10 @@ func takeHTTP2(s *http.Server, cfg config) {
 	s.HTTP2 = &http.HTTP2Config{
 		MaxConcurrentStreams:      streams,
 		MaxReadFrameSize:          leastFrame,
-		MaxReceiveBufferPerStream: streamMemory,
+		MaxReceiveBufferPerStream: bodyMemory,
 		// Room for all, or bodies that the upstream does not take would hold up
 		// the others. What is not served takes none.
-		MaxReceiveBufferPerConnection: streams * streamMemory,
+		MaxReceiveBufferPerConnection: streams * bodyMemory,
 	}
 	s.Handler = fewFields(stallHandler(s.Handler, cfg.StallTimeout))
 }
