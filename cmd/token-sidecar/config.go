@@ -75,6 +75,7 @@ type config struct {
 	AllowedHosts           commaList `env:"ALLOWED_HOSTS" help:"Names, separated by commas, by which the sidecar may be called in Host beside localhost, loopback addresses and the host of LISTEN_ADDRESS, such as those of a Service before it; * for any. Where LISTEN_ADDRESS has no host every address will do, but no name. They hold for ADMIN_ADDRESS as well, where every address will do."`
 	AllowedMethods         commaList `env:"ALLOWED_METHODS" help:"The methods that may be used, separated by commas. By default all but CONNECT, TRACE and TRACK, which never are."`
 	AllowedPaths           commaList `env:"ALLOWED_PATHS" help:"The paths that may be asked for, with what is below them, separated by commas: as the app has them, so without the path of UPSTREAM_URL, and not percent-encoded. By default all."`
+	AllowCrossSite         bool      `env:"ALLOW_CROSS_SITE" envDefault:"false" help:"Whether web pages of other sites may send requests through a browser, as the field Sec-Fetch-Site tells."`
 	AllowUnderscoreHeaders bool      `env:"ALLOW_UNDERSCORE_HEADERS" envDefault:"false" help:"Whether requests may have header names with an underscore, which many servers cannot tell from a hyphen."`
 
 	MaxHeaderBytes int           `env:"MAX_HEADER_BYTES" envDefault:"65536" help:"The most that the head of a request may take, and 4096 more. It may have 128 fields."`
@@ -199,8 +200,8 @@ func (c *config) validateGuard(f faults) {
 	}
 	for _, method := range c.AllowedMethods {
 		upper := strings.ToUpper(method)
-		never := slices.Contains([]string{"CONNECT", "TRACE", "TRACK", "PRI"}, upper)
-		f.unless(headerName.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but not CONNECT, TRACE, TRACK or PRI")
+		never := slices.Contains(proxy.ForbiddenMethods, upper)
+		f.unless(headerName.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but none of "+strings.Join(proxy.ForbiddenMethods, ", "))
 		f.unless(method == upper || !slices.Contains(usualMethods, upper), "ALLOWED_METHODS", "methods are case-sensitive: want "+upper)
 	}
 	for _, path := range c.AllowedPaths {
@@ -216,7 +217,8 @@ func (c *config) validateGuard(f faults) {
 func (c *config) guard() proxy.Guard {
 	own, _, _ := net.SplitHostPort(c.ListenAddress)
 	return proxy.Guard{
-		Hosts: append([]string{own}, c.AllowedHosts...), Methods: c.AllowedMethods, Paths: c.AllowedPaths, AllowUnderscores: c.AllowUnderscoreHeaders,
+		Hosts: append([]string{own}, c.AllowedHosts...), Methods: c.AllowedMethods, Paths: c.AllowedPaths,
+		AllowUnderscores: c.AllowUnderscoreHeaders, AllowCrossSite: c.AllowCrossSite,
 	}
 }
 
