@@ -82,7 +82,7 @@ type Config struct {
 	// refresh that may kill the token: first for as long as quietPatience,
 	// then, with new callers waiting already, for quietHold.
 	Quiet func(ctx context.Context)
-	// FullGrantOnly leaves refresh tokens unused.
+	// FullGrantOnly leaves refresh tokens unused, but for Revoke.
 	FullGrantOnly bool
 	// Revoke, if not nil, is told by Run at its end to have the pair that is
 	// held forgotten. It may take as long as revokePatience.
@@ -281,7 +281,7 @@ func (c *Cache) cycle(ctx context.Context) {
 func (c *Cache) begin(ctx context.Context) (cause, facts) {
 	old := c.state.Load()
 	changed := c.unproven.Swap(false)
-	mayKill := !changed && old.valid(c.now()) && old.refreshable(c.now())
+	mayKill := !changed && old.valid(c.now()) && c.refreshable(&old.facts)
 	if mayKill && !old.refused.Load() {
 		c.quiet(ctx, min(quietPatience, c.now().until(old.goodUntil)/4))
 	}
@@ -319,7 +319,7 @@ func (c *Cache) quiet(ctx context.Context, patience time.Duration) {
 // renew returns the new token, and the grant that brought it or failed last.
 // A refresh token that is no use any more it takes out of f.
 func (c *Cache) renew(ctx context.Context, f *facts, why cause) (Token, string, error) {
-	if why == scheduled && f.refreshable(c.now()) {
+	if why == scheduled && c.refreshable(f) {
 		token, err := c.ask(f.access, grantRefreshToken, func() (Token, error) {
 			return c.cfg.Grants.RefreshToken(ctx, f.token.Refresh)
 		})
@@ -335,6 +335,8 @@ func (c *Cache) renew(ctx context.Context, f *facts, why cause) (Token, string, 
 	})
 	return token, grantClientCredentials, err
 }
+
+func (c *Cache) refreshable(f *facts) bool { return !c.cfg.FullGrantOnly && f.refreshable(c.now()) }
 
 // ask makes one request, and records it if it was really made.
 func (c *Cache) ask(held, grantType string, request func() (Token, error)) (Token, error) {
@@ -370,9 +372,6 @@ func (c *Cache) renewed(f facts, why cause, token Token, grant string) facts {
 		// Near its end such a token's remaining life, and so every fraction
 		// of it, goes to nothing: only the whole interval prevents a hot loop.
 		floor = c.cfg.MinInterval
-	}
-	if c.cfg.FullGrantOnly {
-		token.Refresh = Secret{}
 	}
 	s := facts{
 		token:     token,

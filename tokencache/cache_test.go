@@ -507,38 +507,43 @@ func BenchmarkAccessToken(b *testing.B) {
 
 func TestTheEndOfRunRevokesThePairThatIsHeld(t *testing.T) {
 	for outcome, patience := range map[error]time.Duration{nil: 0, errDown: 0, context.DeadlineExceeded: 2 * time.Second} {
-		var revoked []Token
-		core, logs := observer.New(zap.InfoLevel)
-		cfg := Config{Wait: time.Second, Log: zap.New(core), Revoke: func(ctx context.Context, pair Token) error {
-			revoked = append(revoked, pair)
-			if outcome == context.DeadlineExceeded { // the server hangs
-				<-ctx.Done()
-			}
-			return outcome
-		}}
-		s := &server{}
-		synctest.Test(t, func(t *testing.T) {
-			s.life, cfg.Grants = time.Hour, s
-			c := New(cfg)
-			ctx, cancel := context.WithCancel(t.Context())
-			time.AfterFunc(90*time.Minute, cancel) // after the first refresh
-			if err := c.Run(ctx); err != nil {
-				t.Error(err)
-			}
-			if took := time.Since(c.origin) - 90*time.Minute; took != patience {
-				t.Errorf("%v: it took %v to end, want %v", outcome, took, patience)
-			}
-		})
-		if len(revoked) != 1 || revoked[0].Access.Reveal() != fmt.Sprint("access-", s.issued) || revoked[0].Refresh.Reveal() != fmt.Sprint("refresh-", s.issued) {
-			t.Errorf("revoked %d pairs, want the one pair that is held", len(revoked))
+		testTheEndRevokes(t, false, outcome, patience)
+		testTheEndRevokes(t, true, outcome, patience)
+	}
+}
+
+func testTheEndRevokes(t *testing.T, fullGrantOnly bool, outcome error, patience time.Duration) {
+	var revoked []Token
+	core, logs := observer.New(zap.InfoLevel)
+	cfg := Config{FullGrantOnly: fullGrantOnly, Wait: time.Second, Log: zap.New(core), Revoke: func(ctx context.Context, pair Token) error {
+		revoked = append(revoked, pair)
+		if outcome == context.DeadlineExceeded { // the server hangs
+			<-ctx.Done()
 		}
-		want := "the tokens are revoked"
-		if outcome != nil {
-			want = "the tokens could not be revoked, and stay good until they expire"
+		return outcome
+	}}
+	s := &server{}
+	synctest.Test(t, func(t *testing.T) {
+		s.life, cfg.Grants = time.Hour, s
+		c := New(cfg)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(90*time.Minute, cancel) // after the first refresh
+		if err := c.Run(ctx); err != nil {
+			t.Error(err)
 		}
-		if logs.FilterMessage(want).Len() != 1 {
-			t.Errorf("%v: the log says %v", outcome, logs.All())
+		if took := time.Since(c.origin) - 90*time.Minute; took != patience {
+			t.Errorf("%v: it took %v to end, want %v", outcome, took, patience)
 		}
+	})
+	if len(revoked) != 1 || revoked[0].Access.Reveal() != fmt.Sprint("access-", s.issued) || revoked[0].Refresh.Reveal() != fmt.Sprint("refresh-", s.issued) {
+		t.Errorf("revoked %d pairs, want the one pair that is held", len(revoked))
+	}
+	want := "the tokens are revoked"
+	if outcome != nil {
+		want = "the tokens could not be revoked, and stay good until they expire"
+	}
+	if logs.FilterMessage(want).Len() != 1 {
+		t.Errorf("%v: the log says %v", outcome, logs.All())
 	}
 }
 

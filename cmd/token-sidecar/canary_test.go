@@ -55,6 +55,8 @@ func (l *leaky) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answerRaw(w, "HTTP/1.1 204 No Content\r\n\r\n"+echo(r))
 	case "/stray-bytes":
 		answerRaw(w, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"+echo(r))
+	case "/bad-trailer":
+		answerRaw(w, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"+r.Header.Get("Authorization")+"\r\n\r\n")
 	case "/refuse":
 		w.Header().Set("WWW-Authenticate", `Bearer error="invalid_token"`)
 		w.WriteHeader(http.StatusUnauthorized)
@@ -183,7 +185,7 @@ func scanEmitted(t *testing.T, l *leaky) int {
 		metrics, _ := send("GET", s.admin+"/metrics")
 		return int(l.asked.Load()) > l.honest+1 || matches(`(?m)^token_sidecar_token_(refreshes_total\{.*,result="(error|rejected)"|expiry_anomalies_total\{.*)\} [1-9]`, metrics)
 	})
-	for _, path := range []string{"/", "/late-body", "/stray-bytes", "/refuse", "/cut", "/break", "/hang"} {
+	for _, path := range []string{"/", "/late-body", "/stray-bytes", "/bad-trailer", "/refuse", "/cut", "/break", "/hang"} {
 		emitted.WriteString(raw(t, s.address, "POST "+path+"?secret HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello"))
 	}
 	for _, request := range []string{

@@ -29,7 +29,7 @@ type config struct {
 	ConfigDir string `env:"CONFIG_DIR" help:"A folder of files, each named after a variable and holding its value, such as a mounted Secret or ConfigMap. What the environment sets goes first. A file CLIENT_SECRET, TOKEN_CA or the like is what CLIENT_SECRET_FILE or TOKEN_CA_FILE would name, and can be rotated in place."`
 
 	UpstreamURL upstreamURL `env:"UPSTREAM_URL" help:"Where requests go: the API's base URL, such as https://api.example.com/v1. Required."`
-	TokenURL    endpointURL `env:"TOKEN_URL" help:"The authorization server's token endpoint. Required."`
+	TokenURL    endpointURL `env:"TOKEN_URL,unset" help:"The authorization server's token endpoint. Required."`
 
 	ClientID         string            `env:"CLIENT_ID" help:"The OAuth 2.0 client. Required."`
 	ClientSecret     tokencache.Secret `env:"CLIENT_SECRET,unset" help:"Its secret. This or CLIENT_SECRET_FILE is required, unless CLIENT_AUTH_METHOD is none or tls_client_auth."`
@@ -44,8 +44,8 @@ type config struct {
 	TokenParametersFile  string            `env:"TOKEN_PARAMETERS_FILE" help:"A file that holds TOKEN_PARAMETERS instead."`
 	TokenHeaders         tokencache.Secret `env:"TOKEN_HEADERS,unset" help:"Further headers of every token request, written like TOKEN_PARAMETERS."`
 	TokenHeadersFile     string            `env:"TOKEN_HEADERS_FILE" help:"A file that holds TOKEN_HEADERS instead."`
-	RefreshURL           endpointURL       `env:"REFRESH_URL" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`
-	RevocationURL        endpointURL       `env:"REVOCATION_URL" help:"Where tokens are revoked (RFC 7009) when the sidecar ends, for two seconds at most. By default they are left to expire."`
+	RefreshURL           endpointURL       `env:"REFRESH_URL,unset" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`
+	RevocationURL        endpointURL       `env:"REVOCATION_URL,unset" help:"Where tokens are revoked (RFC 7009) when the sidecar ends, for two seconds at most. By default they are left to expire."`
 	RefreshClientAuth    bool              `env:"REFRESH_CLIENT_AUTH" envDefault:"true" help:"Whether the client proves itself when it refreshes, as RFC 6749 demands. Some servers want the refresh token alone."`
 	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
 	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL,unset" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
@@ -75,6 +75,7 @@ type config struct {
 	AllowedHosts           commaList `env:"ALLOWED_HOSTS" help:"Names, separated by commas, by which the sidecar may be called in Host beside localhost, loopback addresses and the host of LISTEN_ADDRESS, such as those of a Service before it; * for any. Where LISTEN_ADDRESS has no host every address will do, but no name. They hold for ADMIN_ADDRESS as well, where every address will do."`
 	AllowedMethods         commaList `env:"ALLOWED_METHODS" help:"The methods that may be used, separated by commas. By default all but CONNECT, TRACE and TRACK, which never are."`
 	AllowedPaths           commaList `env:"ALLOWED_PATHS" help:"The paths that may be asked for, with what is below them, separated by commas: as the app has them, so without the path of UPSTREAM_URL, and not percent-encoded. By default all."`
+	AllowCrossSite         bool      `env:"ALLOW_CROSS_SITE" envDefault:"false" help:"Whether web pages of other sites may send requests through a browser, as the field Sec-Fetch-Site tells."`
 	AllowUnderscoreHeaders bool      `env:"ALLOW_UNDERSCORE_HEADERS" envDefault:"false" help:"Whether requests may have header names with an underscore, which many servers cannot tell from a hyphen."`
 
 	MaxHeaderBytes int           `env:"MAX_HEADER_BYTES" envDefault:"65536" help:"The most that the head of a request may take, and 4096 more. It may have 128 fields."`
@@ -190,14 +191,18 @@ func (c *config) validate(f faults) {
 	f.unless(c.AdminAddress != c.ListenAddress || port == "0", "ADMIN_ADDRESS", "must differ from LISTEN_ADDRESS")
 }
 
+var usualMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
 func (c *config) validateGuard(f faults) {
 	for _, host := range c.AllowedHosts {
 		_, err := netip.ParseAddr(host)
 		f.unless(err == nil || host == "*" || hostName.MatchString(host), "ALLOWED_HOSTS", "want names without port, such as gateway.example.com, separated by commas")
 	}
 	for _, method := range c.AllowedMethods {
-		never := slices.Contains([]string{"CONNECT", "TRACE", "TRACK"}, strings.ToUpper(method))
-		f.unless(headerName.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but not CONNECT, TRACE or TRACK")
+		upper := strings.ToUpper(method)
+		never := slices.Contains(proxy.ForbiddenMethods, upper)
+		f.unless(headerName.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but none of "+strings.Join(proxy.ForbiddenMethods, ", "))
+		f.unless(method == upper || !slices.Contains(usualMethods, upper), "ALLOWED_METHODS", "methods are case-sensitive: want "+upper)
 	}
 	for _, path := range c.AllowedPaths {
 		f.unless(strings.HasPrefix(path, "/") && !strings.Contains(path, "//"), "ALLOWED_PATHS", "want paths that begin with /, such as /orders,/items")
@@ -212,7 +217,8 @@ func (c *config) validateGuard(f faults) {
 func (c *config) guard() proxy.Guard {
 	own, _, _ := net.SplitHostPort(c.ListenAddress)
 	return proxy.Guard{
-		Hosts: append([]string{own}, c.AllowedHosts...), Methods: c.AllowedMethods, Paths: c.AllowedPaths, AllowUnderscores: c.AllowUnderscoreHeaders,
+		Hosts: append([]string{own}, c.AllowedHosts...), Methods: c.AllowedMethods, Paths: c.AllowedPaths,
+		AllowUnderscores: c.AllowUnderscoreHeaders, AllowCrossSite: c.AllowCrossSite,
 	}
 }
 
@@ -494,8 +500,12 @@ func variables() []variable {
 	return all
 }
 
+// proxyVariables may hold a password as well; they count if TOKEN_PROXY_URL or
+// UPSTREAM_PROXY_URL says so.
+var proxyVariables = []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"}
+
 func secretVariables() []string {
-	var names []string
+	names := slices.Clone(proxyVariables)
 	for _, v := range variables() {
 		if v.secret {
 			names = append(names, v.name)

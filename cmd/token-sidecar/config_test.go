@@ -118,7 +118,7 @@ func TestFaultsThatOnlyShowLaterAreToldAtTheStart(t *testing.T) {
 		{"TOKEN_HEADERS", "Accept=text/html"}, {"TOKEN_HEADERS", "connection=close"}, {"TOKEN_HEADERS", "X Y=1"}, {"TOKEN_HEADERS", "X=%0d"},
 		{"TOKEN_HEADERS", "%zz"}, {"TOKEN_PARAMETERS", "%zz"}, {"TOKEN_URL", "http://localhost/#fragment"}, {"UPSTREAM_URL", "http://localhost/?query"},
 		{"TOKEN_URL", "http://id:tr0 ub@localhost"}, {"TOKEN_URL", "http://id:tr0ub@localhost"}, {"UPSTREAM_URL", "api.example.com"},
-		{"ALLOWED_HOSTS", "localhost:8080"}, {"ALLOWED_HOSTS", "http://a"}, {"ALLOWED_METHODS", "GET,trace"}, {"ALLOWED_METHODS", "GET POST"},
+		{"ALLOWED_HOSTS", "localhost:8080"}, {"ALLOWED_HOSTS", "http://a"}, {"ALLOWED_METHODS", "GET,trace"}, {"ALLOWED_METHODS", "PRI"}, {"ALLOWED_METHODS", "get,POST"}, {"ALLOWED_METHODS", "GET POST"},
 		{"ALLOWED_PATHS", "orders"}, {"ALLOWED_PATHS", "//orders"}, {"DEBUG_ADDRESS", ":6060"}, {"DEBUG_ADDRESS", "10.0.0.7:6060"}, {"DEBUG_ADDRESS", "127.0.0.1"},
 		{"MAX_HEADER_BYTES", "0"}, {"HEADER_TIMEOUT", "0"}, {"IDLE_TIMEOUT", "0s"}, {"STALL_TIMEOUT", "-1s"}, {"ADMIN_QUIT", "perhaps"},
 		{"LOG_LEVEL", "fatal"}, {"CLIENT_ID", `"id"`}, {"SCOPE", "'read'"},

@@ -73,15 +73,15 @@ type limitedListener struct {
 }
 
 func (l *limitedListener) Accept() (net.Conn, error) {
-	conn, err := l.Listener.Accept()
+	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
 	if !l.connections.enter(l.closed) {
-		_ = conn.Close()
+		_ = c.Close()
 		return nil, net.ErrClosed
 	}
-	return &client{Conn: conn, connections: l.connections, preface: l.preface}, nil
+	return &client{conn: conn{c}, connections: l.connections, preface: l.preface}, nil
 }
 
 func (l *limitedListener) Close() error {
@@ -135,7 +135,7 @@ func (c *connections) tryEnter(now time.Time) (again time.Duration, entered bool
 
 // A client is a connection that counts, and whose heads are counted.
 type client struct {
-	net.Conn
+	conn
 	connections *connections
 	once        sync.Once
 
@@ -151,8 +151,8 @@ type client struct {
 
 // note is told of the states of connections. Those that have not sent a whole
 // head yet count as idle, too.
-func note(conn net.Conn, state http.ConnState) {
-	if it, ok := conn.(*client); ok {
+func note(c net.Conn, state http.ConnState) {
+	if it, ok := c.(*client); ok {
 		idle := state == http.StateNew || state == http.StateIdle
 		it.heading.Store(idle)
 		it.setIdle(idle)
@@ -195,13 +195,4 @@ func (it *client) Close() error {
 		c.signal()
 	})
 	return err
-}
-
-// CloseWrite is what the server does first where a close at once might cost
-// the client the end of its answer.
-func (it *client) CloseWrite() error {
-	if conn, ok := it.Conn.(interface{ CloseWrite() error }); ok {
-		return conn.CloseWrite()
-	}
-	return nil
 }

@@ -6,12 +6,14 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 // patienceForHalfClosed bounds how long a client that has closed its side may
-// still be waiting for an answer to begin.
-const patienceForHalfClosed = time.Minute
+// be written nothing. One that has left cannot be told from it until then, and
+// holds the place of a request.
+const patienceForHalfClosed = 10 * time.Second
 
 // A halfCloseListener serves clients that close their sending side after a
 // request, as old ones do, and still want the answer. Net/http takes that for
@@ -26,13 +28,14 @@ func (l halfCloseListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &halfCloseConn{Conn: c, over: make(chan struct{})}, nil
+	return &halfCloseConn{conn: conn{c}, over: make(chan struct{})}, nil
 }
 
 type halfCloseConn struct {
-	net.Conn
-	mu   sync.Mutex
-	over chan struct{} // closed when a waiting read is to end
+	conn
+	mu    sync.Mutex
+	over  chan struct{} // closed when a waiting read is to end
+	wrote atomic.Bool   // since it began to wait
 }
 
 func (c *halfCloseConn) Read(p []byte) (int, error) {
@@ -43,14 +46,23 @@ func (c *halfCloseConn) Read(p []byte) (int, error) {
 	if n > 0 || len(p) != 1 || !errors.Is(err, io.EOF) {
 		return n, err
 	}
-	timer := time.NewTimer(patienceForHalfClosed)
-	defer timer.Stop()
-	select {
-	case <-over:
-		return 0, os.ErrDeadlineExceeded
-	case <-timer.C:
-		return 0, io.EOF
+	for {
+		c.wrote.Store(false)
+		select {
+		case <-over:
+			return 0, os.ErrDeadlineExceeded
+		case <-time.After(patienceForHalfClosed):
+			if !c.wrote.Load() {
+				return 0, io.EOF
+			}
+		}
 	}
+}
+
+func (c *halfCloseConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.wrote.Store(n > 0)
+	return n, err
 }
 
 // SetReadDeadline ends a waiting read if the deadline has passed, which is how
@@ -74,8 +86,11 @@ func (c *halfCloseConn) end() {
 	c.over = make(chan struct{})
 }
 
-// CloseWrite is what net/http looks for, to let a last answer arrive.
-func (c *halfCloseConn) CloseWrite() error {
+// A conn hands on to what it wraps what net/http does to let a last answer
+// arrive where a close at once might cost the client its end.
+type conn struct{ net.Conn }
+
+func (c conn) CloseWrite() error {
 	if tcp, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return tcp.CloseWrite()
 	}

@@ -288,7 +288,7 @@ func TestAConnectionThatIsUsedAfterAllDoesNotLeave(t *testing.T) {
 	app, server := net.Pipe()
 	c := newConnections(1, settled)
 	c.open = 1
-	it := &client{Conn: server, connections: c}
+	it := &client{conn: conn{server}, connections: c}
 	it.setIdle(true)
 	it.since = it.since.Add(-settled)
 	if _, entered := c.tryEnter(time.Now()); entered {

@@ -16,6 +16,8 @@ func TestTheLimitsOfAClientAreSettings(t *testing.T) {
 		"ALLOWED_HOSTS=a, b":    {"GET / HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n", "HTTP/1.1 200 "},
 		"LISTEN_ADDRESS=:8080":  {"GET / HTTP/1.1\r\nHost: 10.0.0.7:8080\r\nConnection: close\r\n\r\n", "HTTP/1.1 200 "},
 		"LOG_LEVEL=info":        {"GET / HTTP/1.1\r\nHost: 10.0.0.7:8080\r\nConnection: close\r\n\r\n", "HTTP/1.1 421 "},
+		"LOG_LEVEL=error":       {"GET / HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\nConnection: close\r\n\r\n", "HTTP/1.1 403 "},
+		"ALLOW_CROSS_SITE=true": {"GET / HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\nConnection: close\r\n\r\n", "HTTP/1.1 200 "},
 	} {
 		t.Run(setting, func(t *testing.T) {
 			r := runApp(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }, setting, "ALLOW_REMOTE_CLIENTS=true")

@@ -51,10 +51,11 @@ func command(args []string, environ map[string]string, stdout, stderr io.Writer)
 		printHelp(stdout)
 		return 0
 	}
-	if len(args) > 0 && args[0] == "probe" {
+	if args[0] == "probe" {
 		return exitCode(probe(environ, args[1:], stdout), stderr)
 	}
-	fmt.Fprintf(stderr, "token-sidecar: unknown command %q: run it without arguments, or with probe, version or help\n", strings.Join(args, " "))
+	name, _, _ := strings.Cut(args[0], "=") // what follows may be a secret
+	fmt.Fprintf(stderr, "token-sidecar: unknown command %q: run it without arguments, or with probe, version or help\n", name)
 	return 2
 }
 

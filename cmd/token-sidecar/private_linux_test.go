@@ -58,9 +58,9 @@ func read(pid int, file string) (string, error) {
 // Root may read the environment of every process, but finds no secret in it.
 func TestSecretsAreErasedFromTheEnvironment(t *testing.T) {
 	command := exec.Command("undumpable")
-	const kept = "TOKEN_URL=https://auth.test"
+	const kept = "UPSTREAM_URL=https://api.test"
 	command.Env = append([]string{kept}, os.Environ()...)
-	for _, name := range secretVariables() {
+	for _, name := range append(secretVariables(), "TOKEN_URL", "REFRESH_URL", "REVOCATION_URL", "HTTP_PROXY", "https_proxy") {
 		command.Env = append(command.Env, name+"="+canary)
 	}
 	stdin, _ := command.StdinPipe()

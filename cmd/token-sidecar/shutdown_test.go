@@ -180,7 +180,7 @@ func TestServesOnThroughTheShutdownDelay(t *testing.T) {
 		time.Sleep(4 * time.Second)
 		s.get("/")
 		w := httptest.NewRecorder()
-		s.admin.ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		s.admin.ServeHTTP(w, httptest.NewRequest("GET", "http://localhost/readyz", nil))
 		if w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "shutting down") {
 			t.Errorf("readyz during the delay: %d %s", w.Code, w.Body)
 		}

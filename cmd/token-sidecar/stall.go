@@ -22,11 +22,11 @@ func (l stallListener) Accept() (net.Conn, error) {
 	if err != nil || l.patience == 0 {
 		return c, err
 	}
-	return &stallConn{c, l.patience}, nil
+	return &stallConn{conn{c}, l.patience}, nil
 }
 
 type stallConn struct {
-	net.Conn
+	conn
 	patience time.Duration
 }
 
@@ -39,14 +39,6 @@ func (c *stallConn) Write(p []byte) (written int, err error) {
 			return written, err
 		}
 	}
-}
-
-// CloseWrite is what net/http looks for, to let a last answer arrive.
-func (c *stallConn) CloseWrite() error {
-	if tcp, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return tcp.CloseWrite()
-	}
-	return nil
 }
 
 // stallHandler does for the streams of HTTP/2 what a stallListener does for
