@@ -21,11 +21,11 @@ const patience = time.Minute
 // a bubble of fake time.
 func withClient(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T, client net.Conn, from *bufio.Reader, r *recorder)) {
 	t.Helper()
-	withClientOf(t, func(proxy http.Handler) http.Handler { return proxy }, upstream, test)
+	withClientOf(t, proxy.New, upstream, test)
 }
 
-// withClientOf does so with a server of what is around the proxy.
-func withClientOf(t *testing.T, around func(http.Handler) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, client net.Conn, from *bufio.Reader, r *recorder)) {
+// withClientOf does so with another handler than proxy.New makes.
+func withClientOf(t *testing.T, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, client net.Conn, from *bufio.Reader, r *recorder)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		far, near := granttest.NewPipe(), granttest.NewPipe()
@@ -33,9 +33,9 @@ func withClientOf(t *testing.T, around func(http.Handler) http.Handler, upstream
 		transport := proxy.NewTransport(proxy.TransportConfig{})
 		transport.DialContext = far.Dial
 		recorder := newRecorder()
-		server := &http.Server{Handler: around(proxy.New(proxy.Config{
+		server := &http.Server{Handler: handler(proxy.Config{
 			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport, BodyPatience: patience, Recorder: recorder,
-		}))}
+		})}
 		go func() { _ = api.Serve(far) }()
 		go func() { _ = server.Serve(near) }()
 		client, err := near.Dial(t.Context(), "", "")
@@ -116,16 +116,22 @@ func TestASlowBodyArrivesWhole(t *testing.T) {
 		body, err := io.ReadAll(r.Body)
 		_, _ = fmt.Fprint(w, string(body), err)
 	}
-	withClient(t, echo, func(t *testing.T, client net.Conn, from *bufio.Reader, _ *recorder) {
-		say(t, client, "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\n")
-		for i := range 10 {
-			time.Sleep(patience - time.Second)
-			say(t, client, fmt.Sprint(i))
-		}
-		if got, want := read(t, answer(t, from, "POST").Body), "0123456789<nil>"; got != want {
-			t.Errorf("the upstream got %s, want %s", got, want)
-		}
-	})
+	unlimited := func(cfg proxy.Config) http.Handler {
+		cfg.BodyPatience = 0
+		return proxy.New(cfg)
+	}
+	for pause, handler := range map[time.Duration]func(proxy.Config) http.Handler{patience - time.Second: proxy.New, time.Hour: unlimited} {
+		withClientOf(t, handler, echo, func(t *testing.T, client net.Conn, from *bufio.Reader, _ *recorder) {
+			say(t, client, "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\n")
+			for i := range 10 {
+				time.Sleep(pause)
+				say(t, client, fmt.Sprint(i))
+			}
+			if got, want := read(t, answer(t, from, "POST").Body), "0123456789<nil>"; got != want {
+				t.Errorf("the upstream got %s, want %s", got, want)
+			}
+		})
+	}
 }
 
 func TestWhoWaitsForAnAnswerIsNotHurried(t *testing.T) {
@@ -153,9 +159,10 @@ func TestWhoWaitsForAnAnswerIsNotHurried(t *testing.T) {
 }
 
 func TestARequestLivesOnAfterTheProxyHasServedIt(t *testing.T) {
-	around := func(proxy http.Handler) http.Handler {
+	around := func(cfg proxy.Config) http.Handler {
+		h := proxy.New(cfg)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			proxy.ServeHTTP(w, r)
+			h.ServeHTTP(w, r)
 			synctest.Wait()
 			if err := r.Context().Err(); err != nil {
 				t.Errorf("%s of %d bytes: %v", r.Method, r.ContentLength, err)
