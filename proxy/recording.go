@@ -21,7 +21,7 @@ const (
 	recordShare  = 32 << 10
 	// rewindPatience bounds the wait for the first sending to let go of the
 	// body. It has to, unless the client is slow with the next piece of it.
-	rewindPatience = 100 * time.Millisecond
+	rewindPatience = time.Second
 )
 
 // A recording is a request's body that can be sent a second time: what has
