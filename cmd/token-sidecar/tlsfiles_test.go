@@ -200,7 +200,7 @@ func TestCertificatesOfBothLegsAreTakenUpWhenTheyChange(t *testing.T) {
 		}()
 		s := &stack{t: t, provider: provider, app: &http.Client{Transport: app}, log: log}
 		afterAWhile := func() string {
-			time.Sleep(10 * time.Second) // the files are looked at, idle connections end
+			time.Sleep(11 * time.Second) // the files are looked at, but not just now, and idle connections end
 			s.get("/orders")
 			return log.String()
 		}
