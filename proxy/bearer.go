@@ -97,10 +97,13 @@ func (b *bearer) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func (b *bearer) send(req *http.Request, token string) (*http.Response, error) {
 	req.Header["Authorization"] = b.authorization(token)
-	resp, err := b.next.RoundTrip(req)
-	if body, ok := req.Body.(*playback); ok {
-		body.sent.Store(true)
+	body, ok := req.Body.(*playback)
+	if !ok {
+		return b.next.RoundTrip(req)
 	}
+	body.follow(req.Context())
+	resp, err := b.next.RoundTrip(req)
+	body.answered()
 	return resp, err
 }
 

@@ -57,11 +57,12 @@ func (h *handler) answer(w http.ResponseWriter, f failure, err error) {
 // explain finds out what went wrong with r, and so what to answer.
 func explain(err error, r *http.Request) failure {
 	body := bodyOf(r)
+	interrupted := body != nil && body.client != nil && body.client.wasInterrupted() // by us, for the upstream has gone
 	switch token, isToken := errors.AsType[noToken](err); {
 	case body != nil && body.client != nil && body.client.stalled():
 		return failure{status: http.StatusRequestTimeout, reason: "request_stalled",
 			message: "The client sent nothing of the request's body for longer than STALL_TIMEOUT.", proxyStatus: "http_request_error"}
-	case errors.Is(r.Context().Err(), context.Canceled):
+	case errors.Is(r.Context().Err(), context.Canceled) && !interrupted:
 		return failure{status: statusClientGone}
 	case isToken:
 		return tokenUnavailable(token)

@@ -204,6 +204,27 @@ func wantsQuiet(t testing.TB, s *sidecar) {
 	}
 }
 
+func TestAnUpstreamThatIsGoneIsNoticedWhileTheClientPauses(t *testing.T) {
+	leave := func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadFull(r.Body, make([]byte, 5))
+		if r.ProtoMajor == 2 {
+			panic(http.ErrAbortHandler)
+		}
+		conn, _, err := http.NewResponseController(w).Hijack() // or the server would read the body first
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		_ = conn.Close()
+	}
+	eachProtocol(t, leave, func(t *testing.T, s *sidecar) {
+		t.Parallel()
+		resp := talk(t, s.Client(), s.URL, "text/plain", "begun")
+		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
+		s.recorder.wants(t, "POST 502")
+	})
+}
+
 func TestAMalformedBodyIsTheClientsFault(t *testing.T) {
 	seen := make(chan error, 1)
 	upstream := serve(t, func(_ http.ResponseWriter, r *http.Request) {

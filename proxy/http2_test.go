@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"net/http/httptrace"
 	"net/url"
 	"strings"
@@ -192,23 +191,6 @@ func talk(t *testing.T, client *http.Client, address, contentType, begun string)
 	}
 	t.Cleanup(func() { _ = resp.Body.Close() })
 	return resp
-}
-
-func TestAStreamIsToldThatTheUpstreamIsGoneAlthoughItPauses(t *testing.T) {
-	leave := func(_ http.ResponseWriter, r *http.Request) {
-		_, _ = io.ReadFull(r.Body, make([]byte, 5))
-		panic(http.ErrAbortHandler)
-	}
-	for _, patience := range []time.Duration{0, time.Hour} {
-		upstream := httptest.NewUnstartedServer(http.HandlerFunc(leave))
-		upstream.Config.Protocols = &http.Protocols{}
-		upstream.Config.Protocols.SetUnencryptedHTTP2(true)
-		upstream.Start()
-		t.Cleanup(upstream.Close)
-		s := startFor(t, 2, upstream.URL, proxy.Config{BodyPatience: patience, Transport: proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})})
-		resp := talk(t, s.Client(), s.URL, "application/grpc", "begun")
-		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
-	}
 }
 
 func TestAnAnswerEndsAlthoughTheClientHasNotEnded(t *testing.T) {

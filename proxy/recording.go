@@ -2,10 +2,12 @@ package proxy
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptrace"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -166,6 +168,7 @@ type playback struct {
 	closed  atomic.Bool
 	reading atomic.Bool // the source
 	sent    atomic.Bool // there is an answer, or none to come
+	conn    *upstreamConn
 }
 
 var (
@@ -208,13 +211,40 @@ func (p *playback) Close() error {
 	return nil
 }
 
+// follow ties p to the connection that it will be sent on. ReverseProxy traces
+// its requests, and would have a second trace called by way of reflection.
+func (p *playback) follow(ctx context.Context) {
+	if trace := httptrace.ContextClientTrace(ctx); trace != nil {
+		trace.GotConn = p.sentOn
+	}
+}
+
+func (p *playback) sentOn(got httptrace.GotConnInfo) {
+	conn := got.Conn
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	if p.conn, _ = conn.(*upstreamConn); p.conn != nil {
+		p.conn.carry(p)
+	}
+}
+
+// answered says that there is an answer, or none to come.
+func (p *playback) answered() {
+	p.sent.Store(true)
+	if p.conn != nil {
+		p.conn.sending.CompareAndSwap(p, nil)
+	}
+}
+
 // interrupt ends a read that waits for the client although the upstream has
 // gone, or wants no more: the transport waits for it before it says so. While
-// it is open whether there will be another sending that is left to rewind.
+// it is open whether there will be another sending that is left to rewind; and
+// in HTTP/1.1 it would be the end of an answer.
 func (p *playback) interrupt() {
-	undecided := p.sent.Load() && !p.done.Load()
-	if p.source.client != nil && p.closed.Load() && p.reading.Load() && !undecided {
-		p.source.client.interrupt()
+	client, sent := p.source.client, p.sent.Load()
+	if client != nil && p.closed.Load() && p.reading.Load() && (!sent || client.ownDeadline && p.done.Load()) {
+		client.interrupt()
 	}
 }
 

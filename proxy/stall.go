@@ -19,12 +19,13 @@ type clientBody struct {
 	ownDeadline bool
 	reading     sync.Mutex // held while it is read
 
-	mu       sync.Mutex
-	deadline time.Time // of the connection, or of the body
-	waiting  bool      // for the client, who has to hurry
-	calm     bool      // there is an answer, or no more to come
-	ended    bool      // there is no more to come
-	over     bool      // it is the server's again
+	mu          sync.Mutex
+	deadline    time.Time // of the connection, or of the body
+	waiting     bool      // for the client, who has to hurry
+	calm        bool      // there is an answer, or no more to come
+	ended       bool      // there is no more to come
+	over        bool      // it is the server's again
+	interrupted bool
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
@@ -51,15 +52,22 @@ func (b *clientBody) isOver() bool {
 	return b.over
 }
 
-// interrupt ends a read for which somebody waits who has no use for it, if
-// that can be done without an end of the request.
+// interrupt ends a read for which somebody waits who has no use for it. The
+// server takes that for a client that has left, unless the deadline is the
+// body's own.
 func (b *clientBody) interrupt() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ownDeadline && !b.over {
-		b.over = true
+	if !b.over {
+		b.over, b.interrupted = true, true
 		b.setDeadline(longAgo)
 	}
+}
+
+func (b *clientBody) wasInterrupted() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.interrupted
 }
 
 // hurry begins a wait for the client, unless it is too late to read. To set a

@@ -28,7 +28,7 @@ type protocols struct {
 }
 
 var (
-	fromHTTP1 = []protocols{{1, 1, false}, {1, 2, true}}
+	fromHTTP1 = []protocols{{1, 1, false}, {1, 1, true}, {1, 2, true}}
 	fromHTTP2 = []protocols{{2, 1, false}, {2, 2, false}}
 )
 
@@ -40,7 +40,7 @@ func eachProtocol(t *testing.T, h http.HandlerFunc, test func(t *testing.T, s *s
 
 func each(t *testing.T, all []protocols, h http.HandlerFunc, test func(t *testing.T, s *sidecar)) {
 	for _, protocol := range all {
-		t.Run(fmt.Sprintf("HTTP %d to %d", protocol.client, protocol.upstream), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%+v", protocol), func(t *testing.T) {
 			upstream := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if got, want := r.ProtoMajor, protocol.upstream; got != want {
 					t.Errorf("the upstream is spoken to in HTTP/%d, want %d", got, want)
@@ -48,7 +48,7 @@ func each(t *testing.T, all []protocols, h http.HandlerFunc, test func(t *testin
 				h(w, r)
 			}))
 			transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: protocol.upstream == 2 && !protocol.tls})
-			if upstream.EnableHTTP2 = protocol.tls; protocol.tls {
+			if upstream.EnableHTTP2 = protocol.upstream == 2; protocol.tls {
 				upstream.StartTLS()
 				transport.TLSClientConfig.RootCAs = x509.NewCertPool()
 				transport.TLSClientConfig.RootCAs.AddCert(upstream.Certificate())

@@ -2,10 +2,12 @@ package proxy
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"net"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 )
 
@@ -49,15 +51,22 @@ type TransportConfig struct {
 // NewTransport returns a transport made for one upstream.
 func NewTransport(cfg TransportConfig) *http.Transport {
 	connect := cmp.Or(cfg.ConnectTimeout, defaultConnectTimeout)
+	dialer := &net.Dialer{Timeout: connect}
 	var protocols *http.Protocols // nil: HTTP/2 if a TLS server has it, else HTTP/1.1
 	if cfg.PlainHTTP2 {
 		protocols = &http.Protocols{}
 		protocols.SetUnencryptedHTTP2(true)
 	}
 	return &http.Transport{
-		Protocols:             protocols,
-		Proxy:                 cfg.Proxy,
-		DialContext:           (&net.Dialer{Timeout: connect}).DialContext,
+		Protocols: protocols,
+		Proxy:     cfg.Proxy,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return &upstreamConn{Conn: conn}, nil
+		},
 		TLSHandshakeTimeout:   connect,
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
 		ForceAttemptHTTP2:     true,
@@ -73,4 +82,29 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 		// Bodies pass as they are. To unpack them would change them, and cost.
 		DisableCompression: true,
 	}
+}
+
+// An upstreamConn closes the body that is sent on it when it is closed. A
+// Transport that speaks HTTP/1.1 reads on until the client sends more, and says
+// only then that the upstream has gone.
+type upstreamConn struct {
+	net.Conn
+	closed  atomic.Bool
+	sending atomic.Pointer[playback]
+}
+
+// carry takes p, of which there is one at a time in HTTP/1.1.
+func (c *upstreamConn) carry(p *playback) {
+	c.sending.Store(p)
+	if c.closed.Load() {
+		_ = p.Close()
+	}
+}
+
+func (c *upstreamConn) Close() error {
+	c.closed.Store(true)
+	if p := c.sending.Load(); p != nil {
+		_ = p.Close()
+	}
+	return c.Conn.Close()
 }
