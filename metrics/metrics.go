@@ -60,7 +60,7 @@ func New(reg prometheus.Registerer, version string) *Metrics {
 		skew:        gauge("token_endpoint_clock_skew_seconds", "How far the token endpoint's clock, as its Date header tells, is ahead of the local clock."),
 		breakerOpen: gauge("token_endpoint_breaker_open", "1 while the circuit breaker keeps requests from a token endpoint that failed repeatedly, else 0."),
 		requests: counters("requests_total",
-			"Requests answered, by method (unusual ones as other) and status code. Code 499: the client left first.", "method", "code"),
+			"Requests answered, by method (unusual ones as other) and status code (unregistered ones by their class, such as 5xx). Code 499: the client left first.", "method", "code"),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: name("request_duration_seconds"), Help: "How long requests took, from their head to the last byte of the answer.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
@@ -176,10 +176,13 @@ func (m *Metrics) RequestFailed(reason string) { m.failed.WithLabelValues(reason
 
 var methods = [...]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
-const maxStatus = 599
+const (
+	maxStatus        = 599
+	statusClientGone = 499
+)
 
 // counter finds the child of requests without hashing its labels each time.
-// Methods that anyone may invent are folded.
+// Methods that anyone may invent are folded, and so are statuses.
 func (m *Metrics) counter(method string, status int) prometheus.Counter {
 	i := 0
 	for i < len(methods) && methods[i] != method {
@@ -196,7 +199,11 @@ func (m *Metrics) counter(method string, status int) prometheus.Counter {
 	if i < len(methods) {
 		label = methods[i]
 	}
-	c := m.requests.WithLabelValues(label, strconv.Itoa(status))
+	code := strconv.Itoa(status)
+	if http.StatusText(status) == "" && status != statusClientGone {
+		code = code[:1] + "xx"
+	}
+	c := m.requests.WithLabelValues(label, code)
 	slot.Store(&c)
 	return c
 }
