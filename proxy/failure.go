@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -149,7 +150,7 @@ func shown(err error) error {
 		return e.error
 	}
 	if e, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return e
+		return mistrust(e)
 	}
 	if e, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return errors.New(e.Msg)
@@ -158,6 +159,21 @@ func shown(err error) error {
 		return e
 	}
 	return nil
+}
+
+// mistrust tells what is wrong with the upstream's certificate, but nothing that
+// stands in it.
+func mistrust(err error) error {
+	if e, ok := errors.AsType[x509.HostnameError](err); ok {
+		return errors.New("the certificate is not valid for " + e.Host + ": check UPSTREAM_URL")
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return errors.New("the certificate is signed by an unknown authority: name its CA by UPSTREAM_CA_FILE")
+	}
+	if e, ok := errors.AsType[x509.CertificateInvalidError](err); ok && e.Reason == x509.Expired {
+		return errors.New("the certificate has expired or is not yet valid: have it renewed, or set this machine's clock right")
+	}
+	return errors.New("the certificate is not valid")
 }
 
 // pseudonym is how this proxy is called in Proxy-Status (RFC 9209 section 2).

@@ -2,10 +2,17 @@ package proxy_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -340,6 +347,54 @@ func TestNothingReceivedIsLogged(t *testing.T) {
 	}
 	if got, want := s.logs.Len(), 1; got != want {
 		t.Errorf("%d lines logged, want %d", got, want)
+	}
+}
+
+// A certificate is as its holder wants it.
+func TestWhatIsWrongWithACertificateIsSaidInWordsOfOurs(t *testing.T) {
+	const year = 365 * 24 * time.Hour
+	now, ours := time.Now(), []net.IP{net.IPv4(127, 0, 0, 1)}
+	for name, test := range map[string]struct {
+		template x509.Certificate
+		trusted  bool
+		want     string
+	}{
+		"of somebody else": {x509.Certificate{NotAfter: now.Add(year), DNSNames: []string{"canary.test"}}, true, "the certificate is not valid for 127.0.0.1: check UPSTREAM_URL"},
+		"of nobody known":  {x509.Certificate{NotAfter: now.Add(year), IPAddresses: ours}, false, "the certificate is signed by an unknown authority: name its CA by UPSTREAM_CA_FILE"},
+		"expired":          {x509.Certificate{NotAfter: now.Add(-year), IPAddresses: ours}, true, "the certificate has expired or is not yet valid: have it renewed, or set this machine's clock right"},
+		"of another use":   {x509.Certificate{NotAfter: now.Add(year), IPAddresses: ours, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageEmailProtection}}, true, "the certificate is not valid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			test.template.SerialNumber, test.template.Subject.CommonName = big.NewInt(1), "canary"
+			test.template.NotBefore = now.Add(-2 * year)
+			der, err := x509.CreateCertificate(rand.Reader, &test.template, &test.template, key.Public(), key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			certificate, err := x509.ParseCertificate(der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			upstream := httptest.NewUnstartedServer(nil)
+			upstream.Config.ErrorLog = log.New(io.Discard, "", 0) // it is told that the handshake failed
+			upstream.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+			upstream.StartTLS()
+			t.Cleanup(upstream.Close)
+			transport := proxy.NewTransport(proxy.TransportConfig{})
+			transport.TLSClientConfig.RootCAs = x509.NewCertPool()
+			if test.trusted {
+				transport.TLSClientConfig.RootCAs.AddCert(certificate)
+			}
+			s := start(t, upstream.URL, proxy.Config{Transport: transport})
+			wantsOwn(t, s.send(t, "GET", "/", nil), http.StatusBadGateway, "upstream_unreachable", "tls_certificate_error", map[string]any{})
+			if got := fmt.Sprint(s.logs.All()[0].ContextMap()["error"]); got != test.want {
+				t.Errorf("logged %q, want %q", got, test.want)
+			}
+		})
 	}
 }
 
