@@ -60,20 +60,22 @@ type rules struct {
 	overrides           []string
 	anyHost, anyAddress bool
 	addresses           []netip.Addr
-	// verbatim tells whether a path can be sent on although net/url would
-	// escape it anew.
-	verbatim func(path string) bool
+	base                string // what the upstream puts before all paths
+	// wholeURLs says that the path is sent as part of a URL, which cannot hold
+	// every path that may be sent otherwise.
+	wholeURLs bool
 }
 
-const usualMethods = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+// UsualMethods are those that a client is told of while all may be used.
+var UsualMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
-// rules are for an upstream that puts base before all paths.
-func (g Guard) rules(base string) *rules {
-	r := &rules{Guard: g, allow: usualMethods, anyHost: g.Hosts == nil || slices.Contains(g.Hosts, "*")}
+func (g Guard) rules(base string, wholeURLs bool) *rules {
+	r := &rules{Guard: g, base: base, wholeURLs: wholeURLs, anyHost: g.Hosts == nil || slices.Contains(g.Hosts, "*")}
+	allowed := UsualMethods
 	if g.Methods != nil {
-		r.allow = strings.Join(g.Methods, ", ")
-		r.overrides = append(r.overrides, methodOverrides...)
+		allowed, r.overrides = g.Methods, append(r.overrides, methodOverrides...)
 	}
+	r.allow = strings.Join(allowed, ", ")
 	if g.Paths != nil || base != "" {
 		r.overrides = append(r.overrides, pathOverrides...)
 	}
@@ -144,7 +146,7 @@ func (g *rules) refusal(r *http.Request) *failure {
 	case !g.AllowCrossSite && slices.Contains(r.Header["Sec-Fetch-Site"], "cross-site"):
 		return refusedCrossSite
 	case strings.IndexByte(r.RequestURI, ' ') >= 0, // HTTP/2 can carry it; in HTTP/1.1 it would end the target
-		escapedAnew(r.URL) && !g.verbatim(path):
+		escapedAnew(r.URL) && (g.wholeURLs || isNetworkPath(g.base+path)):
 		return refusedOctets
 	}
 	if f := cmp.Or(g.refusedField(r.Header), g.refusedField(r.Trailer), misleading(path)); f != nil {
@@ -168,6 +170,9 @@ func isToken(s string) bool {
 		return (c < '0' || c > '9') && (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && !strings.ContainsRune("!#$%&'*+-.^_`|~", c)
 	})
 }
+
+// AllowsHost reports whether a request with this field Host may enter.
+func (g Guard) AllowsHost(host string) bool { return g.rules("", false).hostAllowed(host) }
 
 // hostAllowed takes no Host at all, as in HTTP/1.0, for harmless: a browser
 // always sends one.

@@ -81,10 +81,8 @@ func New(cfg Config) http.Handler {
 	if cfg.Recorder == nil {
 		cfg.Recorder = noRecorder{}
 	}
-	h := &handler{upstream: cfg.Upstream, recorder: cfg.Recorder, log: oncePerMinute(cfg.Log), maxInFlight: math.MaxInt64, patience: cfg.BodyPatience}
-	h.guard = cfg.Guard.rules(h.base())
-	wholeURLs := cfg.ViaProxy && cfg.Upstream.Scheme == "http"
-	h.guard.verbatim = func(path string) bool { return !wholeURLs && !isNetworkPath(h.base()+path) }
+	h := &handler{upstream: cfg.Upstream, recorder: cfg.Recorder, log: OncePerMinute(cfg.Log), maxInFlight: math.MaxInt64, patience: cfg.BodyPatience}
+	h.guard = cfg.Guard.rules(strings.TrimSuffix(cfg.Upstream.EscapedPath(), "/"), cfg.ViaProxy && cfg.Upstream.Scheme == "http")
 	if cfg.MaxInFlight > 0 {
 		h.maxInFlight = int64(cfg.MaxInFlight)
 	}
@@ -117,33 +115,37 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	h.recorder.RequestStarted()
 	observed := &response{ResponseWriter: w}
-	aborted := true
 	defer func() { // also when ReverseProxy aborts the connection by a panic
-		if begun := observed.status != 0 && observed.status != statusClientGone; aborted && begun && r.Context().Err() == nil {
-			h.recorder.RequestFailed(reasonBrokeOff)
-			h.log.Warn("the upstream broke off its answer", zap.Int("status", observed.status))
-		}
 		h.recorder.RequestServed(r.Method, observed.status, time.Since(start))
 	}()
 	if f := h.guard.refusal(r); f != nil {
-		aborted = false
 		h.refuse(observed, r, f)
 		return
 	}
 	if h.inFlight.Add(1) > h.maxInFlight {
 		h.inFlight.Add(-1)
-		aborted = false
 		h.shed(observed, r)
 		return
 	}
 	defer h.inFlight.Add(-1)
+	h.forward(observed, r)
+}
+
+func (h *handler) forward(w *response, r *http.Request) {
+	aborted := true
+	defer func() {
+		if begun := w.status != 0 && w.status != statusClientGone; aborted && begun && r.Context().Err() == nil {
+			h.recorder.RequestFailed(reasonBrokeOff)
+			h.log.Warn("the upstream broke off its answer", zap.Int("status", w.status))
+		}
+	}()
 	askForNoUpgradeButWebSocket(r)
 	if (h.patience > 0 || r.ProtoMajor == 2) && r.ContentLength != 0 {
-		body := &clientBody{ReadCloser: r.Body, client: w, patience: h.patience, ownDeadline: r.ProtoMajor == 2, calm: h.patience == 0 || isGRPC(r)}
+		body := &clientBody{ReadCloser: r.Body, client: w.ResponseWriter, patience: h.patience, ownDeadline: r.ProtoMajor == 2, calm: h.patience == 0 || isGRPC(r)}
 		r.Body = body
 		defer body.handBack()
 	}
-	h.reverse.ServeHTTP(observed, r)
+	h.reverse.ServeHTTP(w, r)
 	disown(w.Header()) // whose fields are trailers by now
 	aborted = false
 }
@@ -222,7 +224,7 @@ func (h *handler) rewrite(pr *httputil.ProxyRequest) {
 	pr.Out.URL.RawQuery = pr.In.URL.RawQuery
 	// Nor does net/url escape the path anew: it would also turn %2F into a slash.
 	if escapedAnew(pr.In.URL) {
-		pr.Out.URL.Opaque = h.base() + rawPath(pr.In)
+		pr.Out.URL.Opaque = h.guard.base + rawPath(pr.In)
 	}
 	pr.Out.Header.Del("Authorization")
 	// What the app says of its own clients is its to say.
@@ -235,9 +237,6 @@ func (h *handler) rewrite(pr *httputil.ProxyRequest) {
 		pr.Out.Body = record(newRequestBody(pr), pr.In.ContentLength, &h.budget).play()
 	}
 }
-
-// base is the path that is put before all others.
-func (h *handler) base() string { return strings.TrimSuffix(h.upstream.EscapedPath(), "/") }
 
 // isNetworkPath reports whether net/http would take path for more than a path
 // if it were a URL's Opaque.
@@ -287,9 +286,9 @@ func (p *bufferPool) Get() []byte {
 
 func (p *bufferPool) Put(b []byte) { p.pool.Put((*[bufferSize]byte)(b)) }
 
-// oncePerMinute drops all but the first line of a kind in a minute: what goes
+// OncePerMinute drops all but the first line of a kind in a minute: what goes
 // wrong with one request tends to go wrong with many.
-func oncePerMinute(l *zap.Logger) *zap.Logger {
+func OncePerMinute(l *zap.Logger) *zap.Logger {
 	return l.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
 		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
 	}))

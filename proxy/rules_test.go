@@ -45,7 +45,7 @@ func TestHostsAreComparedByNameAndAddress(t *testing.T) {
 		{[]string{"", "gateway.ns.svc"}, "gateway.ns.svc.", true},
 		{[]string{"", "gateway.ns.svc"}, "gateway.ns.svc.cluster.local", false},
 	} {
-		if got := (Guard{Hosts: test.hosts}).rules("").hostAllowed(test.host); got != test.want {
+		if got := (Guard{Hosts: test.hosts}).AllowsHost(test.host); got != test.want {
 			t.Errorf("%q with %q: allowed %v, want %v", test.host, test.hosts, got, test.want)
 		}
 	}
@@ -83,7 +83,7 @@ func TestPathsAreComparedInWholeSegments(t *testing.T) {
 }
 
 func TestTheGuardCostsAnOrdinaryRequestNoAllocation(t *testing.T) {
-	g := Guard{Hosts: []string{"", "gateway.ns.svc"}, Methods: []string{"GET"}, Paths: []string{"/v1/orders"}}.rules("")
+	g := Guard{Hosts: []string{"", "gateway.ns.svc"}, Methods: []string{"GET"}, Paths: []string{"/v1/orders"}}.rules("", false)
 	for _, target := range []string{"/v1/orders", "/v1/orders/7%20a?b=c"} {
 		r := httptest.NewRequestWithContext(t.Context(), "GET", target, nil)
 		r.Host = "gateway.ns.svc:8080"
@@ -98,7 +98,7 @@ func TestTheGuardCostsAnOrdinaryRequestNoAllocation(t *testing.T) {
 }
 
 func BenchmarkGuard(b *testing.B) {
-	g := Guard{Hosts: []string{"127.0.0.1"}}.rules("")
+	g := Guard{Hosts: []string{"127.0.0.1"}}.rules("", false)
 	r := httptest.NewRequestWithContext(b.Context(), "GET", "/v1/orders/7?a=b", nil)
 	r.Host = "localhost:8080"
 	r.Header = map[string][]string{"User-Agent": {"bench"}, "Accept": {"*/*"}, "Accept-Encoding": {"br"}, "Content-Type": {"application/json"}}

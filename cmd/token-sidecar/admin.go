@@ -4,16 +4,14 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+
+	"github.com/token-sidecar/token-sidecar/proxy"
 )
 
 // probes answers the kubelet.
@@ -50,9 +48,9 @@ func adminHandler(p *probes, reg *prometheus.Registry, quit func()) http.Handler
 const ownPatience = 10 * time.Second
 
 // ownServer serves a port of the sidecar's own, where requests have no bodies.
-// named tells by which names it is called.
-func ownServer(cfg config, log *zap.Logger, h http.Handler, named func(host string) bool) *http.Server {
-	return server(cfg, log, noBodies(noPages(named, h)))
+// guard knows the names it is called by.
+func ownServer(cfg config, log *zap.Logger, h http.Handler, guard proxy.Guard) *http.Server {
+	return server(cfg, log, noBodies(noPages(guard, h)))
 }
 
 // noBodies has a server not wait for a body that a client has announced, which
@@ -71,13 +69,13 @@ func noBodies(next http.Handler) http.Handler {
 // reaches loopback addresses, too. No page is served here, so none is of ours,
 // and neither kubelet nor Prometheus sends these fields. A page whose own name
 // leads here by DNS is known by that name.
-func noPages(named func(host string) bool, next http.Handler) http.Handler {
+func noPages(guard proxy.Guard, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		site := r.Header.Get("Sec-Fetch-Site")
 		switch {
 		case r.Header["Origin"] != nil || site == "cross-site" || site == "same-site":
 			http.Error(w, "this port is not for web pages", http.StatusForbidden)
-		case r.Host != "" && !named(hostOf(r.Host)): // a browser always sends one
+		case !guard.AllowsHost(r.Host):
 			http.Error(w, "this port is not called by the name in Host: call it by its address or localhost, or the admin port by one of ALLOWED_HOSTS", http.StatusMisdirectedRequest)
 		default:
 			next.ServeHTTP(w, r)
@@ -85,19 +83,11 @@ func noPages(named func(host string) bool, next http.Handler) http.Handler {
 	})
 }
 
-// hostOf is the host of host and host:port; host.example. is host.example.
-func hostOf(hostport string) string {
-	u := url.URL{Host: hostport}
-	return strings.TrimSuffix(u.Hostname(), ".")
-}
-
-// adminNames tells by which names the admin port is called: by any address,
-// since a page cannot have one for its name, and by its own names.
-func (c *config) adminNames(host string) bool {
+// adminGuard knows the names of the admin port: any address, since a page
+// cannot have one for its name, and its own names.
+func (c *config) adminGuard() proxy.Guard {
 	own, _, _ := net.SplitHostPort(c.AdminAddress)
-	_, err := netip.ParseAddr(host)
-	return err == nil || strings.EqualFold(host, "localhost") || strings.EqualFold(host, own) ||
-		slices.ContainsFunc(c.AllowedHosts, func(name string) bool { return name == "*" || strings.EqualFold(host, name) })
+	return proxy.Guard{Hosts: append([]string{"", own}, c.AllowedHosts...)}
 }
 
 // live does not depend on the token endpoint: a restart would not bring it back.

@@ -60,7 +60,7 @@ func TestTheAdminPortIsReadOnly(t *testing.T) {
 func TestTheAdminPortIsNotForWebPages(t *testing.T) {
 	quits := 0
 	cfg := config{AdminAddress: "admin.test:9090", AllowedHosts: []string{"Sidecar.ns.svc"}}
-	h := ownServer(cfg, zap.NewNop(), adminHandler(&probes{tokens: ready{}}, prometheus.NewRegistry(), func() { quits++ }), cfg.adminNames).Handler
+	h := ownServer(cfg, zap.NewNop(), adminHandler(&probes{tokens: ready{}}, prometheus.NewRegistry(), func() { quits++ }), cfg.adminGuard()).Handler
 	for _, test := range []struct{ method, path, field, value, want string }{
 		{"GET", "/livez", "Host", "10.0.0.7:9090", "200"}, // as the kubelet asks
 		{"GET", "/livez", "Host", "[fd00::7]:9090", "200"},
@@ -92,7 +92,7 @@ func TestTheAdminPortIsNotForWebPages(t *testing.T) {
 }
 
 func TestTheDebugPortIsCalledByLoopbackAlone(t *testing.T) {
-	h := ownServer(config{}, zap.NewNop(), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), isLoopback).Handler
+	h := ownServer(config{}, zap.NewNop(), http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), loopbackNames).Handler
 	for host, want := range map[string]string{
 		"127.0.0.1:6060": "200", "[::1]:6060": "200", "localhost": "200", "10.0.0.7:6060": "421", "attacker.test:6060": "421", "[::1": "421",
 	} {

@@ -106,7 +106,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }
 	a.cutOff = cutOff
 	a.probe = &probes{tokens: a.cache}
-	a.admin = ownServer(cfg, log, adminHandler(a.probe, reg, a.onQuit()), cfg.adminNames)
+	a.admin = ownServer(cfg, log, adminHandler(a.probe, reg, a.onQuit()), cfg.adminGuard())
 	a.admin.ReadTimeout, a.admin.WriteTimeout = ownPatience, ownPatience
 	return a
 }
@@ -167,7 +167,7 @@ func server(cfg config, logger *zap.Logger, h http.Handler) *http.Server {
 		ReadHeaderTimeout: cfg.HeaderTimeout,
 		IdleTimeout:       cfg.IdleTimeout,
 		MaxHeaderBytes:    cfg.MaxHeaderBytes,
-		ErrorLog:          log.New(complaints{seldom(logger)}, "", 0),
+		ErrorLog:          log.New(complaints{proxy.OncePerMinute(logger)}, "", 0),
 		// OPTIONS * is for the handler to refuse.
 		DisableGeneralOptionsHandler: true,
 	}

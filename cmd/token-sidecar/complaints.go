@@ -3,18 +3,11 @@ package main
 import (
 	"log"
 	"strings"
-	"time"
 
 	"go.uber.org/zap"
-	"go.uber.org/zap/zapcore"
-)
 
-// seldom drops all but the first line of a kind in a minute.
-func seldom(l *zap.Logger) *zap.Logger {
-	return l.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
-		return zapcore.NewSamplerWithOptions(core, time.Minute, 1, 0)
-	}))
-}
+	"github.com/token-sidecar/token-sidecar/proxy"
+)
 
 // complaints passes on what a server of net/http has to say, but for what
 // HTTP/2 makes it say of clients and of trailers: that is theirs to cause, and
@@ -36,7 +29,7 @@ const unasked = "a library printed a line, not shown since it may hold bytes of 
 // muteStandardLog has what is printed by way of package log become a line of l
 // without a word of it.
 func muteStandardLog(l *zap.Logger) {
-	log.SetOutput(mute{seldom(l)})
+	log.SetOutput(mute{proxy.OncePerMinute(l)})
 }
 
 type mute struct{ log *zap.Logger }

@@ -188,8 +188,6 @@ func (c *config) validate(f faults) {
 	f.unless(c.AdminAddress != c.ListenAddress || port == "0", "ADMIN_ADDRESS", "must differ from LISTEN_ADDRESS")
 }
 
-var usualMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-
 func (c *config) validateGuard(f faults) {
 	for _, host := range c.AllowedHosts {
 		_, err := netip.ParseAddr(host)
@@ -199,7 +197,7 @@ func (c *config) validateGuard(f faults) {
 		upper := strings.ToUpper(method)
 		never := slices.Contains(proxy.ForbiddenMethods, upper)
 		f.unless(headerName.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but none of "+strings.Join(proxy.ForbiddenMethods, ", "))
-		f.unless(method == upper || !slices.Contains(usualMethods, upper), "ALLOWED_METHODS", "methods are case-sensitive: want "+upper)
+		f.unless(method == upper || !slices.Contains(proxy.UsualMethods, upper), "ALLOWED_METHODS", "methods are case-sensitive: want "+upper)
 	}
 	for _, path := range c.AllowedPaths {
 		f.unless(strings.HasPrefix(path, "/") && !strings.Contains(path, "//"), "ALLOWED_PATHS", "want paths that begin with /, such as /orders,/items")

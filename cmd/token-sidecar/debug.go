@@ -6,7 +6,12 @@ import (
 	"net/http/pprof"
 
 	"go.uber.org/zap"
+
+	"github.com/token-sidecar/token-sidecar/proxy"
 )
+
+// loopbackNames are all that the debug port is called by.
+var loopbackNames = proxy.Guard{Hosts: []string{}}
 
 // serveDebug serves Go's profiles on l, until stop, and nothing else does.
 func serveDebug(cfg config, log *zap.Logger, l net.Listener) (stop func()) {
@@ -15,7 +20,7 @@ func serveDebug(cfg config, log *zap.Logger, l net.Listener) (stop func()) {
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	s := ownServer(cfg, log, mux, isLoopback) // a profile takes its time, and ReadTimeout would end it as WriteTimeout does
+	s := ownServer(cfg, log, mux, loopbackNames) // a profile takes its time, and ReadTimeout would end it as WriteTimeout does
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
