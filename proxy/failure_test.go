@@ -62,7 +62,11 @@ func wantsOwn(t testing.TB, resp *http.Response, status int, reason, proxyStatus
 		t.Errorf("answered %s, want %s", got, want)
 	}
 	var got own
-	decode(t, resp, &got)
+	body := read(t, resp.Body)
+	t.Log(resp.Header, body)
+	if err := json.Unmarshal([]byte(body), &got); err != nil {
+		t.Fatal(err)
+	}
 	details["source"] = "token-sidecar"
 	want := own{reason, got.Message, "SIDECAR_" + strings.ToUpper(reason), details}
 	if fmt.Sprint(got) != fmt.Sprint(want) || got.Message == "" {

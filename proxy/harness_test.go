@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
@@ -48,7 +49,7 @@ func startFor(t testing.TB, major int, upstream string, cfg proxy.Config) *sidec
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	s := &sidecar{tokens: &tokens{token: canary}, recorder: newRecorder(), logs: logs}
-	cfg.Log, cfg.Recorder = zap.New(core), s.recorder
+	cfg.Log, cfg.Recorder = zap.New(zapcore.NewTee(core, zaptest.NewLogger(t).Core())), s.recorder
 	if cfg.Tokens == nil {
 		cfg.Tokens = s.tokens
 	}

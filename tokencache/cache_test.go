@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest"
 	"go.uber.org/zap/zaptest/observer"
 )
 
@@ -87,6 +89,7 @@ func run(t *testing.T, s *server, cfg Config, test func(t *testing.T, c *Cache))
 			s.life = time.Hour
 		}
 		cfg.Grants = s
+		cfg.Log = printed(t, cfg.Log)
 		c := New(cfg)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -97,6 +100,15 @@ func run(t *testing.T, s *server, cfg Config, test func(t *testing.T, c *Cache))
 			t.Errorf("Run returned %v after its context was done", err)
 		}
 	})
+}
+
+// printed has the test print as well what is logged by l, if that is not nil.
+func printed(t *testing.T, l *zap.Logger) *zap.Logger {
+	core := zaptest.NewLogger(t).Core()
+	if l != nil {
+		core = zapcore.NewTee(core, l.Core())
+	}
+	return zap.New(core)
 }
 
 func wantToken(t *testing.T, c *Cache, want string) {

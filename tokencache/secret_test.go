@@ -13,7 +13,7 @@ import (
 )
 
 func TestSecretIsNeverPrinted(t *testing.T) {
-	const canary = "s3cr:et/+&=% x"
+	const canary = "s3cr:et/+canary&=% x"
 	secret := tokencache.NewSecret(canary)
 	type hidden struct{ inner tokencache.Secret }
 	values := map[string]any{

@@ -68,7 +68,10 @@ func startBinary(t *testing.T, command *exec.Cmd, environ ...string) *startedBin
 		_ = command.Wait()
 		close(s.ended)
 	}()
-	t.Cleanup(func() { s.end(syscall.SIGKILL) })
+	t.Cleanup(func() {
+		s.end(syscall.SIGKILL)
+		t.Log(s.output)
+	})
 	listening := regexp.MustCompile(`"address":"([^"]+)","admin_address":"([^"]+)"`)
 	s.until(t, "it listens", func() bool {
 		found := listening.FindStringSubmatch(s.output.String())

@@ -25,12 +25,12 @@ func TestEverySettingReachesTheTokenRequest(t *testing.T) {
 	}
 	environ := map[string]string{
 		"UPSTREAM_URL": "https://api.example.com/v1", "TOKEN_URL": "https://auth.example.com/oauth/token?tenant=7",
-		"CLIENT_ID": "id", "CLIENT_SECRET_FILE": file("secret", "p&ss\n"), "CLIENT_AUTH_METHOD": "client_secret_basic",
+		"CLIENT_ID": "id", "CLIENT_SECRET_FILE": file("secret", "p&ss+canary\n"), "CLIENT_AUTH_METHOD": "client_secret_basic",
 		"SCOPE": "read write", "AUDIENCE": "api", "RESOURCE": "https://a.example,https://b.example",
 		"TOKEN_PARAMETERS_FILE": file("parameters", "account_id=4%262\n"), "TOKEN_HEADERS": "x-version=3",
 		"DEFAULT_LIFETIME": "", // empty is as good as not set
 	}
-	provider := &granttest.Server{ClientID: "id", ClientSecret: "p&ss"}
+	provider := &granttest.Server{ClientID: "id", ClientSecret: "p&ss+canary"}
 	var seen string
 	provider.Script(func(w http.ResponseWriter, r *http.Request, grant http.Handler) {
 		body, _ := io.ReadAll(r.Body)

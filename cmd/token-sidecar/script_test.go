@@ -31,7 +31,7 @@ var programs = map[string]func(){"token-sidecar": main}
 
 func TestMain(m *testing.M) { testscript.Main(m, programs) }
 
-const canary = "s3cr:et/+&=% x"
+const canary = "s3cr:et/+canary&=% x"
 
 // TestScript runs the binary itself. Each script in testdata has a provider
 // of its own, at $PROVIDER, and free addresses for the sidecar.

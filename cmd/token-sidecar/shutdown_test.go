@@ -56,6 +56,7 @@ func runApp(t *testing.T, h http.HandlerFunc, environ ...string) *running {
 	r.stop = stop
 	a := newApp(cfg, newLogger(r.log, zap.DebugLevel), nil)
 	go func() { r.done <- a.serve(ctx, local, admin) }()
+	t.Cleanup(func() { t.Log(r.log) })
 	return r
 }
 
@@ -194,7 +195,7 @@ func TestASecretPutRightInPlaceIsUsedAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	provider := granttest.AdminV3("your_client_id", "right")
+	provider := granttest.AdminV3("your_client_id", "right canary")
 	environ := exampleEnv(t, "admin-v3.env")
 	delete(environ, "CLIENT_SECRET")
 	environ["CLIENT_SECRET_FILE"] = path
@@ -205,7 +206,7 @@ func TestASecretPutRightInPlaceIsUsedAtOnce(t *testing.T) {
 			t.Fatal(resp, err)
 		}
 		_ = resp.Body.Close()
-		write("right\n")
+		write("right canary\n")
 		time.Sleep(6 * time.Second)
 		s.get("/")
 
@@ -217,13 +218,13 @@ func TestASecretPutRightInPlaceIsUsedAtOnce(t *testing.T) {
 				s.get("/")
 				time.Sleep(time.Minute)
 			}
-			write("right\n")
+			write("right canary\n")
 			time.Sleep(6 * time.Second)
 		}
 		if got := provider.Stats(); got.MostAtOnce != 1 || got.Requests > 40 {
 			t.Errorf("got %+v", got)
 		}
-		if s.get("/"); strings.Contains(s.log.String(), "wrong again") || strings.Contains(fmt.Sprint(s.log), "right\\n") {
+		if s.get("/"); strings.Contains(s.log.String(), "wrong again") || strings.Contains(fmt.Sprint(s.log), "right canary\\n") {
 			t.Error("a secret was logged")
 		}
 	})

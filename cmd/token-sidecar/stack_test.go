@@ -93,6 +93,9 @@ func withStack(t *testing.T, environ map[string]string, provider *granttest.Serv
 			if err := <-served; err != nil {
 				t.Errorf("serve returned %v at a stop", err)
 			}
+			metrics := httptest.NewRecorder()
+			admin.ServeHTTP(metrics, httptest.NewRequest("GET", "http://localhost/metrics", nil))
+			t.Log(log, metrics.Body)
 		}()
 		test(&stack{t, provider, &http.Client{Transport: app}, log, admin, stop})
 	})
@@ -241,7 +244,7 @@ func TestThousandRequestsOnAColdStartCauseOneTokenRequest(t *testing.T) {
 }
 
 func TestWrongCredentialsAreExplained(t *testing.T) {
-	provider := granttest.Makini("your_client_id", "another secret")
+	provider := granttest.Makini("your_client_id", "another canary")
 	withStack(t, exampleEnv(t, "makini.env"), provider, func(s *stack) {
 		resp, err := s.app.Get("http://localhost/")
 		if err != nil {

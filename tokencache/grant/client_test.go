@@ -26,8 +26,8 @@ import (
 // A secret of letters and digits would travel unharmed by any encoding.
 const (
 	testID      = "id/7"
-	testSecret  = "s3cr:et/+&=% x"
-	testRefresh = "old/refresh+token="
+	testSecret  = "s3cr:et/+canary&=% x"
+	testRefresh = "old/refresh+canary="
 )
 
 var bothGrants = []string{clientCredentials, refreshToken}
@@ -57,20 +57,20 @@ func TestARequestHoldsThisAndNothingMore(t *testing.T) {
 		body        string
 	}{
 		{"form, full grant", Config{}, clientCredentials, "application/x-www-form-urlencoded",
-			"client_id=id%2F7&client_secret=s3cr%3Aet%2F%2B%26%3D%25+x&grant_type=client_credentials"},
+			"client_id=id%2F7&client_secret=s3cr%3Aet%2F%2Bcanary%26%3D%25+x&grant_type=client_credentials"},
 		{"form, every parameter", full, clientCredentials, "application/x-www-form-urlencoded",
-			"audience=https%3A%2F%2Fapi.test%2F&client_id=id%2F7&client_secret=s3cr%3Aet%2F%2B%26%3D%25+x" +
+			"audience=https%3A%2F%2Fapi.test%2F&client_id=id%2F7&client_secret=s3cr%3Aet%2F%2Bcanary%26%3D%25+x" +
 				"&grant_type=client_credentials&resource=https%3A%2F%2Fa.test&resource=https%3A%2F%2Fb.test%3Fx%3D1%26y&scope=read+write"},
 		{"form, refresh", full, refreshToken, "application/x-www-form-urlencoded",
-			"client_id=id%2F7&client_secret=s3cr%3Aet%2F%2B%26%3D%25+x&grant_type=refresh_token&refresh_token=old%2Frefresh%2Btoken%3D"},
+			"client_id=id%2F7&client_secret=s3cr%3Aet%2F%2Bcanary%26%3D%25+x&grant_type=refresh_token&refresh_token=old%2Frefresh%2Bcanary%3D"},
 		{"JSON, full grant", Config{Encoding: JSON}, clientCredentials, "application/json",
-			`{"client_id":"id/7","client_secret":"s3cr:et/+\u0026=% x","grant_type":"client_credentials"}`},
+			`{"client_id":"id/7","client_secret":"s3cr:et/+canary\u0026=% x","grant_type":"client_credentials"}`},
 		{"JSON, one resource", Config{Encoding: JSON, Resource: []string{"https://a.test"}}, clientCredentials, "application/json",
-			`{"client_id":"id/7","client_secret":"s3cr:et/+\u0026=% x","grant_type":"client_credentials","resource":"https://a.test"}`},
+			`{"client_id":"id/7","client_secret":"s3cr:et/+canary\u0026=% x","grant_type":"client_credentials","resource":"https://a.test"}`},
 		{"JSON, resources", Config{Encoding: JSON, Resource: []string{"https://a.test", "https://b.test"}}, clientCredentials, "application/json",
-			`{"client_id":"id/7","client_secret":"s3cr:et/+\u0026=% x","grant_type":"client_credentials","resource":["https://a.test","https://b.test"]}`},
+			`{"client_id":"id/7","client_secret":"s3cr:et/+canary\u0026=% x","grant_type":"client_credentials","resource":["https://a.test","https://b.test"]}`},
 		{"JSON, refresh", Config{Encoding: JSON}, refreshToken, "application/json",
-			`{"client_id":"id/7","client_secret":"s3cr:et/+\u0026=% x","grant_type":"refresh_token","refresh_token":"old/refresh+token="}`},
+			`{"client_id":"id/7","client_secret":"s3cr:et/+canary\u0026=% x","grant_type":"refresh_token","refresh_token":"old/refresh+canary="}`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got := sent(t, tt.cfg, tt.grantType)
@@ -91,7 +91,7 @@ func TestARequestHoldsThisAndNothingMore(t *testing.T) {
 func TestEachMethodOfClientAuthentication(t *testing.T) {
 	for name, want := range map[string]struct{ authorization, body string }{
 		"client_secret_post": {"", params("client_id", testID, "client_secret", testSecret, "grant_type", "client_credentials")},
-		"client_secret_basic": {basic("id%2F7", "s3cr%3Aet%2F%2B%26%3D%25+x"),
+		"client_secret_basic": {basic("id%2F7", "s3cr%3Aet%2F%2Bcanary%26%3D%25+x"),
 			params("grant_type", "client_credentials")},
 		"client_secret_basic_raw": {basic(testID, testSecret), params("grant_type", "client_credentials")},
 		"tls_client_auth":         {"", params("client_id", testID, "grant_type", "client_credentials")},
@@ -334,14 +334,14 @@ func TestTheSecretIsReadForEveryRequest(t *testing.T) {
 func TestNoRequestIsMadeWithoutTheSecret(t *testing.T) {
 	srv := &granttest.Server{}
 	c := clientOf(t, serve(t, srv)+"/oauth/token", Config{ClientSecret: func() (tokencache.Secret, error) {
-		return tokencache.NewSecret("half a"), errors.New("cannot read half a secret")
+		return tokencache.NewSecret("half a canary"), errors.New("cannot read half a secret")
 	}})
 	for _, grantType := range bothGrants {
 		_, err := ask(t.Context(), c, grantType)
 		if got, want := failureOf(t, err), (failure{nil, "secret_unreadable", 0}); got != want {
 			t.Errorf("got %v, want %v", got, want)
 		}
-		if strings.Contains(err.Error(), "half a") {
+		if strings.Contains(err.Error(), "canary") {
 			t.Errorf("the error quotes the cause: %v", err)
 		}
 	}

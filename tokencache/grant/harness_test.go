@@ -17,6 +17,7 @@ import (
 
 	"github.com/token-sidecar/token-sidecar/tokencache"
 	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
+	"go.uber.org/zap/zaptest"
 )
 
 // overPipe returns a transport to a server of h over net.Pipe, so that a
@@ -59,6 +60,9 @@ func clientOf(t *testing.T, address string, cfg Config) *Client {
 	cfg.ClientID = cmp.Or(cfg.ClientID, testID)
 	if cfg.ClientSecret == nil {
 		cfg.ClientSecret = func() (tokencache.Secret, error) { return tokencache.NewSecret(testSecret), nil }
+	}
+	if cfg.Log == nil {
+		cfg.Log = zaptest.NewLogger(t)
 	}
 	return New(cfg)
 }

@@ -181,7 +181,7 @@ func TestExpiresInComesInEverySpelling(t *testing.T) {
 // Who may ask, and how.
 
 func TestClientsAuthenticateInEveryWay(t *testing.T) {
-	const id, secret = "my id", "s3cr:et/+&=% x"
+	const id, secret = "my id", "s3cr:et/+canary&=% x"
 	const grant = "grant_type=client_credentials"
 	inForm := grant + "&" + url.Values{"client_id": {id}, "client_secret": {secret}}.Encode()
 	inJSON := fmt.Sprintf(`{"grant_type":"client_credentials","client_id":%q,"client_secret":%q}`, id, secret)

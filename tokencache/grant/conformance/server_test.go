@@ -26,7 +26,7 @@ import (
 
 const (
 	clientID     = "conformance"
-	clientSecret = "s3cret +/%:&=" // which every method of authentication spells differently
+	clientSecret = "s3cret canary +/%:&=" // which every method of authentication spells differently
 
 	accessLife  = 2 * time.Second
 	refreshLife = 4 * time.Second

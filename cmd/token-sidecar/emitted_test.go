@@ -166,7 +166,7 @@ func TestNothingEmittedHoldsASecret(t *testing.T) {
 			scan(name+" to a refresh", &leaky{fault: faults[name], honest: 1})
 		}
 	})
-	t.Logf("no canary in %d bytes", total.Load())
+	t.Logf("no secret in %d bytes", total.Load())
 }
 
 func scanEmitted(t *testing.T, l *leaky) int {
