@@ -118,6 +118,8 @@ var (
 		"The field name %q holds an underscore, which many servers cannot tell from a hyphen: ALLOW_UNDERSCORE_HEADERS=true lets it pass.")
 	refusedOverride = denied(http.StatusBadRequest, "header_refused", "override",
 		"The field %q has some servers take the request for another, past ALLOWED_METHODS, ALLOWED_PATHS or the path of UPSTREAM_URL.")
+	refusedTrailer = denied(http.StatusBadRequest, "header_refused", "trailer",
+		"The field %q must not come as a trailer, where some servers would take it for a header.")
 	refusedCrossSite = denied(http.StatusForbidden, "header_refused", "cross_site",
 		"A page of another site had a browser send this, as Sec-Fetch-Site tells: ALLOW_CROSS_SITE=true lets it pass.")
 )
@@ -149,7 +151,7 @@ func (g *rules) refusal(r *http.Request) *failure {
 		escapedAnew(r.URL) && (g.wholeURLs || isNetworkPath(g.base+path)):
 		return refusedOctets
 	}
-	if f := cmp.Or(g.refusedField(r.Header), g.refusedField(r.Trailer), misleading(path)); f != nil {
+	if f := cmp.Or(g.refusedField(r.Header), g.refusedField(r.Trailer), refusedAsTrailer(r.Trailer), misleading(path)); f != nil {
 		return f
 	}
 	if g.Paths != nil && !slices.ContainsFunc(g.Paths, func(prefix string) bool { return within(path, prefix) }) {
@@ -219,6 +221,24 @@ func (g *rules) refusedField(h http.Header) *failure {
 		}
 		if len(g.overrides) > 0 && slices.Contains(g.overrides, hyphenated(name)) {
 			return refusedOverride.naming(name)
+		}
+	}
+	return nil
+}
+
+// noTrailers are fields that RFC 9110 section 6.5.1 bars from trailers: those of
+// framing, routing and authentication above all.
+var noTrailers = []string{
+	"Authorization", "Proxy-Authorization", "Cookie", "Host", "Connection", "Content-Length",
+	"Content-Encoding", "Content-Type", "Content-Range", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+	"Cache-Control", "Expect", "Max-Forwards", "Range", "Pragma",
+}
+
+// refusedAsTrailer looks at what is announced; nothing else is sent on.
+func refusedAsTrailer(announced http.Header) *failure {
+	for name := range announced {
+		if slices.Contains(noTrailers, hyphenated(name)) {
+			return refusedTrailer.naming(name)
 		}
 	}
 	return nil

@@ -36,6 +36,7 @@ func TestARefusalSaysWhy(t *testing.T) {
 		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nX_A: b\r\n\r\n", "header_refused", `http_request_error; details="underscore"`, 400, map[string]any{"reason": "underscore"}},
 		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\n\r\n", "header_refused", `http_request_denied; details="cross_site"`, 403, map[string]any{"reason": "cross_site"}},
 		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nX-HTTP-Method-Override: PUT\r\n\r\n", "header_refused", `http_request_error; details="override"`, 400, map[string]any{"reason": "override"}},
+		{"POST /orders HTTP/1.1\r\nHost: localhost\r\nTrailer: X-Sum, authorization\r\nTransfer-Encoding: chunked\r\n\r\n", "header_refused", `http_request_error; details="trailer"`, 400, map[string]any{"reason": "trailer"}},
 		{"GET /items HTTP/1.1\r\nHost: localhost\r\n\r\n", "path_refused", "http_request_denied", 403, map[string]any{}},
 		{"POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nbegun", "path_refused", "http_request_denied", 403, map[string]any{}},
 	} {
@@ -155,13 +156,17 @@ func TestRefusalsAreLoggedOncePerReasonAndMinute(t *testing.T) {
 
 func TestUnderscoresPassWhenTheyAreAllowed(t *testing.T) {
 	tr := newTrial(t, proxy.Config{Guard: proxy.Guard{AllowUnderscores: true}})
-	_, arrivals := tr.send(t, "POST / HTTP/1.1\r\n"+local+"X_Legacy: 1\r\nTrailer: X_Sum, proxy_authorization\r\nTransfer-Encoding: chunked\r\n\r\n"+
+	_, arrivals := tr.send(t, "POST / HTTP/1.1\r\n"+local+"X_Legacy: 1\r\nTrailer: X_Sum\r\nTransfer-Encoding: chunked\r\n\r\n"+
 		"1\r\na\r\n0\r\nX_Sum: 2\r\nproxy_authorization: evil\r\n\r\n")
 	if len(arrivals) != 1 || arrivals[0].value("X_Legacy") != "1" {
 		t.Fatalf("arrived %+v", arrivals)
 	}
 	if got, want := fmt.Sprint(arrivals[0].trailers), "[{X_sum 2}]"; got != want {
 		t.Errorf("trailers %s, want %s", got, want)
+	}
+	answer, arrivals := tr.send(t, "POST / HTTP/1.1\r\n"+local+"Trailer: proxy_authorization\r\nTransfer-Encoding: chunked\r\n\r\n")
+	if len(arrivals) != 0 || !strings.HasPrefix(answer, "HTTP/1.1 400 ") {
+		t.Errorf("a trailer that some take for Proxy-Authorization: %.100q, %d arrived", answer, len(arrivals))
 	}
 }
 

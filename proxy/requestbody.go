@@ -5,7 +5,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httputil"
-	"slices"
 	"sync/atomic"
 )
 
@@ -27,9 +26,7 @@ func newRequestBody(pr *httputil.ProxyRequest) *requestBody {
 	if len(pr.In.Trailer) > 0 {
 		b.in, b.out = pr.In.Trailer, http.Header{}
 		for name := range pr.In.Trailer {
-			if trailerAllowed(name) {
-				b.out[name] = nil
-			}
+			b.out[name] = nil
 		}
 		pr.Out.Trailer = b.out
 	}
@@ -70,15 +67,4 @@ func bodyOf(out *http.Request) *requestBody {
 		return p.source
 	}
 	return nil
-}
-
-// trailerAllowed refuses fields that RFC 9110 section 6.5.1 bars from
-// trailers, since recipients may take them for headers: those of framing,
-// routing and authentication above all.
-func trailerAllowed(name string) bool {
-	return !slices.Contains([]string{
-		"Authorization", "Proxy-Authorization", "Cookie", "Host", "Connection", "Content-Length",
-		"Content-Encoding", "Content-Type", "Content-Range", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
-		"Cache-Control", "Expect", "Max-Forwards", "Range", "Pragma",
-	}, hyphenated(name))
 }
