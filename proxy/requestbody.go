@@ -14,7 +14,7 @@ import (
 // long made its copy of the request.
 type requestBody struct {
 	io.Reader
-	client  *clientBody // nil: there is time
+	client  *clientBody // nil: it has no deadline
 	in, out http.Header // trailers
 	ended   atomic.Bool
 	broken  atomic.Bool
@@ -53,7 +53,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 // before the end of the client's body. That also lets the answer go out at
 // once: the server would else read the rest of the body first.
 func hangUp(answer http.Header, out *http.Request) {
-	if out.Body == nil || out.ProtoMajor != 1 {
+	if out.Body == nil || out.ProtoMajor != 1 { // the client's, which ReverseProxy leaves as it was
 		return
 	}
 	if body := bodyOf(out); body == nil || !body.ended.Load() {

@@ -21,35 +21,35 @@ type clientBody struct {
 
 	mu          sync.Mutex
 	deadline    time.Time // of the connection, or of the body
-	waiting     bool      // for the client, who has to hurry
-	calm        bool      // there is an answer, or no more to come
+	waiting     bool      // for the client, until the deadline
+	unhurried   bool      // there is no deadline: there is an answer, or no more to come
 	ended       bool      // there is no more to come
-	over        bool      // it is the server's again
+	closed      bool      // it is the server's again
 	interrupted bool
 }
 
 func (b *clientBody) Read(p []byte) (int, error) {
 	b.reading.Lock()
 	defer b.reading.Unlock()
-	if !b.hurry() {
+	if !b.beginWait() {
 		return 0, errClosed
 	}
 	n, err := b.ReadCloser.Read(p)
 	switch {
 	case err == nil:
-		b.thank()
+		b.endWait()
 	case errors.Is(err, io.EOF):
-		b.relax(true)
-	case b.isOver():
+		b.liftDeadline(true)
+	case b.isClosed():
 		return n, errClosed
 	}
 	return n, err
 }
 
-func (b *clientBody) isOver() bool {
+func (b *clientBody) isClosed() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.over
+	return b.closed
 }
 
 // interrupt ends a read for which somebody waits who has no use for it. The
@@ -58,8 +58,8 @@ func (b *clientBody) isOver() bool {
 func (b *clientBody) interrupt() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.over {
-		b.over, b.interrupted = true, true
+	if !b.closed {
+		b.closed, b.interrupted = true, true
 		b.setDeadline(longAgo)
 	}
 }
@@ -70,38 +70,38 @@ func (b *clientBody) wasInterrupted() bool {
 	return b.interrupted
 }
 
-// hurry begins a wait for the client, unless it is too late to read. To set a
+// beginWait begins a wait for the client, unless it is too late to read. To set a
 // deadline costs more than most reads, so it is a quarter too late, and then
 // good for several of them.
-func (b *clientBody) hurry() bool {
+func (b *clientBody) beginWait() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.calm && !b.over {
+	if !b.unhurried && !b.closed {
 		b.waiting = true
 		if now := time.Now(); b.deadline.Sub(now) < b.patience {
 			b.deadline = now.Add(b.patience + b.patience/4)
 			b.setDeadline(b.deadline)
 		}
 	}
-	return !b.over
+	return !b.closed
 }
 
-// thank ends a wait that was worth it.
-func (b *clientBody) thank() {
+// endWait ends a wait that was worth it.
+func (b *clientBody) endWait() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.waiting = false
 }
 
-// relax says that there is an answer, or that there is no more to come. In
+// liftDeadline says that there is an answer, or that there is no more to come. In
 // that case the server goes on to read, to find out whether the client leaves.
-func (b *clientBody) relax(ended bool) {
+func (b *clientBody) liftDeadline(ended bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.over && !b.ended {
+	if !b.closed && !b.ended {
 		b.setDeadline(time.Time{})
 	}
-	b.waiting, b.calm, b.ended = false, true, b.ended || ended
+	b.waiting, b.unhurried, b.ended = false, true, b.ended || ended
 }
 
 // stalled reports whether patience has ended. The server takes that for a
@@ -134,7 +134,7 @@ var longAgo = time.Unix(1, 0)
 func (b *clientBody) finish() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.over = true
+	b.closed = true
 	return b.ended || b.stalledLocked()
 }
 
