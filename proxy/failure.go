@@ -120,6 +120,9 @@ func timeoutType(err error) string {
 }
 
 func unreachableType(err error) string {
+	if errors.Is(err, errStatus) {
+		return "http_protocol_error"
+	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		return "dns_error"
 	}
@@ -143,6 +146,9 @@ func unreachableType(err error) string {
 
 // shown is the part of err that quotes nothing of what was sent or received.
 func shown(err error) error {
+	if errors.Is(err, errStatus) {
+		return err
+	}
 	if e, ok := errors.AsType[*net.OpError](err); ok {
 		return e
 	}

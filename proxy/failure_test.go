@@ -228,7 +228,7 @@ func TestAnUpstreamThatIsGoneIsNoticedWhileTheClientPauses(t *testing.T) {
 		}
 		_ = conn.Close()
 	}
-	eachProtocol(t, leave, func(t *testing.T, s *sidecar) {
+	each(t, slices.Concat(fromHTTP1, fromHTTP2, []protocols{{1, 1, true}}), leave, func(t *testing.T, s *sidecar) {
 		t.Parallel()
 		resp := talk(t, s.Client(), s.URL, "text/plain", "begun")
 		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})

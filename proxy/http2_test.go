@@ -1,9 +1,11 @@
 package proxy_test
 
 import (
+	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
@@ -26,16 +28,80 @@ func frame(kind, flags byte, stream uint32, payload string) string {
 // inHTTP2 is all that a client says in order to make a request without a body,
 // which may be one that no library would make. fields are names and values.
 func inHTTP2(fields ...string) string {
-	const settings, headers, endStreamAndHeaders = 4, 1, 1 | 4
-	var block strings.Builder
+	return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings, 0, 0, "") + frame(headers, endStream|endHeaders, 1, block(fields))
+}
+
+// Types and flags of frames (RFC 9113 section 6).
+const (
+	data, headers, settings    = 0, 1, 4
+	endStream, ack, endHeaders = 1, 1, 4
+)
+
+// block is names and values as literals with a new name, not indexed (RFC 7541
+// section 6.2.2).
+func block(fields []string) string {
+	var b strings.Builder
 	for i := 0; i < len(fields); i += 2 {
-		block.WriteByte(0) // literal, with a new name, not indexed (RFC 7541 section 6.2.2)
+		b.WriteByte(0)
 		for _, text := range fields[i : i+2] {
-			block.WriteByte(byte(len(text)))
-			block.WriteString(text)
+			b.WriteByte(byte(len(text)))
+			b.WriteString(text)
 		}
 	}
-	return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(settings, 0, 0, "") + frame(headers, endStreamAndHeaders, 1, block.String())
+	return b.String()
+}
+
+// answersInHTTP2 starts an upstream that answers each first request on a
+// connection with a head that no library would make, and the body "hi".
+func answersInHTTP2(t *testing.T, fields ...string) (address string) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			from := bufio.NewReader(conn)
+			_, _ = from.Discard(len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+			for kind := byte(settings); kind != headers; {
+				head := make([]byte, 9)
+				if _, err := io.ReadFull(from, head); err != nil {
+					break
+				}
+				kind = head[3]
+				_, _ = from.Discard(int(binary.BigEndian.Uint32(head) >> 8))
+			}
+			_, _ = io.WriteString(conn, frame(settings, 0, 0, "")+frame(settings, ack, 0, "")+frame(headers, endHeaders, 1, block(fields))+frame(data, endStream, 1, "hi"))
+			_, _ = io.Copy(io.Discard, from)
+			_ = conn.Close()
+		}
+	}()
+	return "http://" + listener.Addr().String()
+}
+
+func TestAnAnswerOfHTTP2CannotMisleadAClientOfHTTP1(t *testing.T) {
+	for _, lengths := range [][]string{{"2", "200"}, {"+2"}, {"Bearer " + canary}, {""}} {
+		fields := []string{":status", "200"}
+		for _, length := range lengths {
+			fields = append(fields, "content-length", length)
+		}
+		s := start(t, answersInHTTP2(t, fields...), proxy.Config{Transport: proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})})
+		resp := s.send(t, "GET", "/", nil)
+		if got, want := fmt.Sprint(resp.StatusCode, resp.Header["Content-Length"], resp.TransferEncoding, read(t, resp.Body)), "200 [] [chunked]hi"; got != want {
+			t.Errorf("%q: answered %s, want %s", lengths, got, want)
+		}
+	}
+}
+
+func TestAStatusThatCannotBeHandedOnIsA502(t *testing.T) {
+	for _, status := range []string{"099", "99", "1000", "7"} {
+		s := start(t, answersInHTTP2(t, ":status", status), proxy.Config{Transport: proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})})
+		wantsOwn(t, s.send(t, "GET", "/", nil), http.StatusBadGateway, "upstream_unreachable", "http_protocol_error", map[string]any{})
+	}
 }
 
 // HTTP/2 delimits fields by their length. So they can hold what would end them

@@ -12,6 +12,7 @@ package proxy
 
 import (
 	"bufio"
+	"errors"
 	"io"
 	"log"
 	"math"
@@ -156,8 +157,15 @@ func isGRPC(r *http.Request) bool {
 	return r.ProtoMajor == 2 && len(contentType) == 1 && strings.HasPrefix(contentType[0], "application/grpc")
 }
 
-// answered is told of every answer of the upstream.
+// answered is told of every answer of the upstream. Those of HTTP/2 are not
+// looked at as closely by a Transport as those of HTTP/1.1.
 func (h *handler) answered(resp *http.Response) error {
+	if resp.StatusCode > 999 || resp.StatusCode < 100 { // a server panics at them
+		return errStatus
+	}
+	if resp.ContentLength < 0 { // if it is said, then not as a number
+		delete(resp.Header, "Content-Length")
+	}
 	disown(resp.Header)
 	if resp.Request == nil { // as from a transport that is not net/http's
 		return nil
@@ -168,6 +176,8 @@ func (h *handler) answered(resp *http.Response) error {
 	}
 	return nil
 }
+
+var errStatus = errors.New("the status of an answer is not one of three digits")
 
 // refuse answers a request that may not enter. Its body is of no interest, but
 // the server reads some of it even so.
@@ -266,7 +276,36 @@ func (r *response) WriteHeader(status int) {
 // Hijack is called when the upstream has switched protocols.
 func (r *response) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	r.status = http.StatusSwitchingProtocols
-	return http.NewResponseController(r.ResponseWriter).Hijack()
+	conn, buffered, err := http.NewResponseController(r.ResponseWriter).Hijack()
+	if err == nil && buffered.Reader.Buffered() > 0 {
+		early, _ := buffered.Peek(buffered.Reader.Buffered())
+		conn = &earlyConn{Conn: conn, early: early}
+	}
+	return conn, buffered, err
+}
+
+// An earlyConn begins with what a client sent before its upgrade was granted.
+// ReverseProxy looks at the connection alone.
+type earlyConn struct {
+	net.Conn
+	early []byte
+}
+
+func (c *earlyConn) Read(p []byte) (int, error) {
+	if len(c.early) == 0 {
+		return c.Conn.Read(p)
+	}
+	n := copy(p, c.early)
+	c.early = c.early[n:]
+	return n, nil
+}
+
+// CloseWrite is what ReverseProxy looks for at the end of one direction.
+func (c *earlyConn) CloseWrite() error {
+	if conn, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return conn.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // Unwrap lets [http.ResponseController] find the methods we do not have.

@@ -28,7 +28,7 @@ type protocols struct {
 }
 
 var (
-	fromHTTP1 = []protocols{{1, 1, false}, {1, 1, true}, {1, 2, true}}
+	fromHTTP1 = []protocols{{1, 1, false}, {1, 2, true}}
 	fromHTTP2 = []protocols{{2, 1, false}, {2, 2, false}}
 )
 
@@ -295,18 +295,21 @@ func TestAnUpgradeIsATunnel(t *testing.T) {
 		_, _ = io.Copy(conn, from)
 	}
 	s := start(t, serve(t, echo).URL, proxy.Config{})
-	conn, from := s.dial(t, "GET /chat HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nAuthorization: Basic x\r\n\r\n")
+	conn, from := s.dial(t, "GET /chat HTTP/1.1\r\nHost: app\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nAuthorization: Basic x\r\n\r\nearly ")
 	resp := answer(t, from, "GET")
 	if got, want := fmt.Sprint(resp.StatusCode, resp.Header), "101 map[Connection:[Upgrade] Upgrade:[websocket] X-A:[1]]"; got != want {
 		t.Errorf("answered %s, want %s", got, want)
 	}
-	expect(t, from, "hello ")
+	expect(t, from, "hello early ")
 	for i := range 5 {
 		frame := strings.Repeat(strconv.Itoa(i), 1<<i)
 		say(t, conn, frame)
 		expect(t, from, frame)
 	}
-	_ = conn.Close()
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, from, "")
 	s.recorder.wants(t, "GET 101")
 }
 
