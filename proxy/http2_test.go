@@ -81,7 +81,6 @@ func TestWhatHTTP2CannotCarryIsRefusedByTheServer(t *testing.T) {
 		{":path", "/", ":path", "/b"},
 	} {
 		s := start(t, upstream.URL, proxy.Config{})
-		s.Config.ErrorLog = nil
 		_, from := s.dial(t, inHTTP2(append([]string{":method", "GET", ":scheme", "http", ":authority", "app"}, odd...)...))
 		for kind := byte(0); kind != 1 && kind != 3; { // until HEADERS or RST_STREAM
 			var head [9]byte
