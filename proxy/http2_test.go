@@ -6,14 +6,11 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
-	"net/url"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
-	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
 // frame is a frame of HTTP/2 (RFC 9113 section 4.1).
@@ -211,31 +208,6 @@ func TestAnAnswerEndsAlthoughTheClientHasNotEnded(t *testing.T) {
 			}
 		})
 	}
-}
-
-// withStreams is withClient for one of HTTP/2, before an upstream of HTTP/2.
-func withStreams(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
-	synctest.Test(t, func(t *testing.T) {
-		far, near := granttest.NewPipe(), granttest.NewPipe()
-		both := &http.Protocols{}
-		both.SetUnencryptedHTTP2(true)
-		api := &http.Server{Handler: upstream, Protocols: both}
-		transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})
-		transport.DialContext = far.Dial
-		server := &http.Server{Protocols: both, Handler: proxy.New(proxy.Config{
-			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport, BodyPatience: patience,
-		})}
-		go func() { _ = api.Serve(far) }()
-		go func() { _ = server.Serve(near) }()
-		client := &http.Transport{DialContext: near.Dial, Protocols: both}
-		defer func() { // also after a fatal error, or the bubble would hide it
-			client.CloseIdleConnections()
-			_ = server.Close()
-			transport.CloseIdleConnections()
-			_ = api.Close()
-		}()
-		test(t, &http.Client{Transport: client})
-	})
 }
 
 func TestAStreamThatStallsIsGivenUpAndNoOther(t *testing.T) {
