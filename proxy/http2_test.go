@@ -221,6 +221,17 @@ func TestAStreamThatStallsIsGivenUpAndNoOther(t *testing.T) {
 	})
 }
 
+func TestWithoutALimitAStreamThatPausesLearnsThatTheUpstreamIsGone(t *testing.T) {
+	leave := func(_ http.ResponseWriter, r *http.Request) {
+		expect(t, r.Body, "begun")
+		panic(http.ErrAbortHandler)
+	}
+	withStreamsOf(t, unlimited, leave, func(t *testing.T, client *http.Client) {
+		resp := talk(t, client, "http://app/", "text/plain", "begun")
+		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
+	})
+}
+
 func TestAGRPCCallMayPauseBeforeItIsAnswered(t *testing.T) {
 	withStreams(t, func(w http.ResponseWriter, r *http.Request) {
 		time.Sleep(time.Hour)

@@ -71,7 +71,13 @@ func withClientOf(t *testing.T, handler func(proxy.Config) http.Handler, upstrea
 // withStreams runs test in a bubble, with a client of HTTP/2.
 func withStreams(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
 	t.Helper()
-	inBubble(t, 2, proxy.New, upstream, func(t *testing.T, network *granttest.Pipe, _ *recorder) {
+	withStreamsOf(t, proxy.New, upstream, test)
+}
+
+// withStreamsOf does so with another handler than proxy.New makes.
+func withStreamsOf(t *testing.T, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
+	t.Helper()
+	inBubble(t, 2, handler, upstream, func(t *testing.T, network *granttest.Pipe, _ *recorder) {
 		transport := &http.Transport{DialContext: network.Dial, Protocols: only(2)}
 		defer transport.CloseIdleConnections()
 		test(t, &http.Client{Transport: transport})
@@ -137,14 +143,31 @@ func TestWhatIsLeftOfABodyIsNotWaitedForInVain(t *testing.T) {
 	}
 }
 
+// unlimited is a proxy that never loses its patience.
+func unlimited(cfg proxy.Config) http.Handler {
+	cfg.BodyPatience = 0
+	return proxy.New(cfg)
+}
+
+func TestWithoutALimitWhatIsLeftOfABodyMayComeAtAnyTime(t *testing.T) {
+	refuse := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "close")
+		w.WriteHeader(http.StatusForbidden)
+	}
+	withClientOf(t, unlimited, refuse, func(t *testing.T, client net.Conn, from *bufio.Reader, _ *recorder) {
+		say(t, client, "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\nbegun")
+		if got, want := answer(t, from, "POST").StatusCode, http.StatusForbidden; got != want {
+			t.Errorf("status = %d, want %d", got, want)
+		}
+		time.Sleep(time.Hour)
+		say(t, client, "ended")
+	})
+}
+
 func TestASlowBodyArrivesWhole(t *testing.T) {
 	echo := func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		_, _ = fmt.Fprint(w, string(body), err)
-	}
-	unlimited := func(cfg proxy.Config) http.Handler {
-		cfg.BodyPatience = 0
-		return proxy.New(cfg)
 	}
 	for pause, handler := range map[time.Duration]func(proxy.Config) http.Handler{patience - time.Second: proxy.New, time.Hour: unlimited} {
 		withClientOf(t, handler, echo, func(t *testing.T, client net.Conn, from *bufio.Reader, _ *recorder) {
