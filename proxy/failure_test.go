@@ -509,13 +509,6 @@ func TestAnUpstreamCannotSpeakInOurName(t *testing.T) {
 	}
 }
 
-func TestReasonsAreThoseOfTheAnswers(t *testing.T) {
-	if got, err := json.Marshal(proxy.Reasons); err != nil || string(got) != `["token_unavailable","request_body","request_stalled","upstream_timeout","upstream_unreachable","upstream_broke_off","overloaded",`+
-		`"method_refused","target_refused","host_refused","header_refused","path_refused"]` {
-		t.Errorf("Reasons = %s, %v", got, err)
-	}
-}
-
 // broken is a TokenSource with a fault in the program.
 type broken struct{ tokens }
 

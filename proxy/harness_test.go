@@ -244,12 +244,18 @@ func (r *recorder) RequestServed(method string, status int, took time.Duration) 
 func (r *recorder) RequestFailed(reason string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !slices.Contains(proxy.Reasons, reason) {
+		reason = "unlisted " + reason
+	}
 	r.failures = append(r.failures, reason)
 }
 
 func (r *recorder) TokenRefused(outcome string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if !slices.Contains(proxy.Outcomes, outcome) {
+		outcome = "unlisted " + outcome
+	}
 	r.refusals = append(r.refusals, outcome)
 }
 
@@ -343,8 +349,6 @@ func readHead(r *bufio.Reader) string {
 	}
 	return head.String()
 }
-
-// The token.
 
 // TestMain names a proxy in the environment, which net/http reads but once:
 // no test may notice it.

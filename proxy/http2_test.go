@@ -8,14 +8,11 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
-	"net/url"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
-	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
 // frame is a frame of HTTP/2 (RFC 9113 section 4.1).
@@ -147,7 +144,6 @@ func TestWhatHTTP2CannotCarryIsRefusedByTheServer(t *testing.T) {
 		{":path", "/", ":path", "/b"},
 	} {
 		s := start(t, upstream.URL, proxy.Config{})
-		s.Config.ErrorLog = nil
 		_, from := s.dial(t, inHTTP2(append([]string{":method", "GET", ":scheme", "http", ":authority", "app"}, odd...)...))
 		for kind := byte(0); kind != 1 && kind != 3; { // until HEADERS or RST_STREAM
 			var head [9]byte
@@ -280,31 +276,6 @@ func TestAnAnswerEndsAlthoughTheClientHasNotEnded(t *testing.T) {
 	}
 }
 
-// withStreams is withClient for one of HTTP/2, before an upstream of HTTP/2.
-func withStreams(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
-	synctest.Test(t, func(t *testing.T) {
-		far, near := granttest.NewPipe(), granttest.NewPipe()
-		both := &http.Protocols{}
-		both.SetUnencryptedHTTP2(true)
-		api := &http.Server{Handler: upstream, Protocols: both}
-		transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})
-		transport.DialContext = far.Dial
-		server := &http.Server{Protocols: both, Handler: proxy.New(proxy.Config{
-			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport, BodyPatience: patience,
-		})}
-		go func() { _ = api.Serve(far) }()
-		go func() { _ = server.Serve(near) }()
-		client := &http.Transport{DialContext: near.Dial, Protocols: both}
-		defer func() { // also after a fatal error, or the bubble would hide it
-			client.CloseIdleConnections()
-			_ = server.Close()
-			transport.CloseIdleConnections()
-			_ = api.Close()
-		}()
-		test(t, &http.Client{Transport: client})
-	})
-}
-
 func TestAStreamThatStallsIsGivenUpAndNoOther(t *testing.T) {
 	withStreams(t, drain, func(t *testing.T, client *http.Client) {
 		start := time.Now()
@@ -313,6 +284,17 @@ func TestAStreamThatStallsIsGivenUpAndNoOther(t *testing.T) {
 		if took := time.Since(start); took < patience || took > patience*5/4 {
 			t.Errorf("after %v", took)
 		}
+	})
+}
+
+func TestWithoutALimitAStreamThatPausesLearnsThatTheUpstreamIsGone(t *testing.T) {
+	leave := func(_ http.ResponseWriter, r *http.Request) {
+		expect(t, r.Body, "begun")
+		panic(http.ErrAbortHandler)
+	}
+	withStreamsOf(t, unlimited, leave, func(t *testing.T, client *http.Client) {
+		resp := talk(t, client, "http://app/", "text/plain", "begun")
+		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -195,6 +196,7 @@ func TestAnUpstreamThatRefusesEveryTokenIsLeftAlone(t *testing.T) {
 	if got := source.count.Load(); got != 1 {
 		t.Errorf("got %d renewals, want 1 a minute", got)
 	}
+	s.recorder.wantsRefusals(t, append([]string{"replayed"}, slices.Repeat([]string{"muted"}, 499)...)...)
 }
 
 func TestATokenThatHasWorkedIsReplacedEachTimeItIsRefused(t *testing.T) {

@@ -1,7 +1,10 @@
 package proxy
 
 import (
+	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"strings"
 	"testing"
 )
 
@@ -47,6 +50,49 @@ func TestHostsAreComparedByNameAndAddress(t *testing.T) {
 	} {
 		if got := (Guard{Hosts: test.hosts}).AllowsHost(test.host); got != test.want {
 			t.Errorf("%q with %q: allowed %v, want %v", test.host, test.hosts, got, test.want)
+		}
+	}
+}
+
+// In HTTP/2 a method may hold whatever its frame does.
+func TestAMethodIsAToken(t *testing.T) {
+	const tchar = "!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" // RFC 9110 section 5.6.2
+	enters := map[string]bool{"": false, "é": false}
+	for c := range 256 {
+		enters[string([]byte{byte(c)})] = strings.IndexByte(tchar, byte(c)) >= 0
+	}
+	g := Guard{}.rules("", false)
+	for method, want := range enters {
+		r := &http.Request{Method: method, ProtoMajor: 2, RequestURI: "/", URL: &url.URL{Path: "/"}}
+		if got := g.refusal(r) == nil; got != want {
+			t.Errorf("the method %q enters: %v, want %v", method, got, want)
+		}
+	}
+}
+
+func TestASCIIIsReadInTwoToSixBytes(t *testing.T) {
+	const dot, del = '.', 0x7f
+	for _, test := range []struct {
+		octets string
+		ascii  byte
+		length int
+	}{
+		{"\xc0\xae", dot, 2},
+		{"\xe0\x80\xae", dot, 3},
+		{"\xf0\x80\x80\xae", dot, 4},
+		{"\xf8\x80\x80\x80\xae", dot, 5},
+		{"\xfc\x80\x80\x80\x80\xae", dot, 6},
+		{"\xfe\x80\x80\x80\x80\x80\xae", 0, 0}, // RFC 2279 section 2 knows no more than six
+		{"\xc1\xbf", del, 2},
+		{"\xc2\x80", 0, 0}, // U+0080, which is no ASCII
+		{"\xc0.", 0, 0},
+	} {
+		octets := []byte(test.octets)
+		if ascii, length := overlong(octets); ascii != test.ascii || length != test.length {
+			t.Errorf("%q: got %q of %d bytes, want %q of %d", octets, ascii, length, test.ascii, test.length)
+		}
+		if _, length := overlong(octets[:len(octets)-1]); length != 0 {
+			t.Errorf("%q: read beyond its end", octets[:len(octets)-1])
 		}
 	}
 }

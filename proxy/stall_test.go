@@ -17,8 +17,39 @@ import (
 
 const patience = time.Minute
 
-// withClient runs test with a client of a proxy that may lose its patience, in
-// a bubble of fake time.
+// inBubble runs test in a bubble of fake time, with the network of a
+// proxy that may lose its patience. It and its upstream speak HTTP/1.1 or HTTP/2.
+func inBubble(t *testing.T, major int, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, network *granttest.Pipe, r *recorder)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		far, near := granttest.NewPipe(), granttest.NewPipe()
+		api := &http.Server{Handler: upstream, Protocols: only(major)}
+		transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: major == 2})
+		transport.DialContext = far.Dial
+		recorder := newRecorder()
+		server := &http.Server{Protocols: only(major), Handler: handler(proxy.Config{
+			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport, BodyPatience: patience, Recorder: recorder,
+		})}
+		go func() { _ = api.Serve(far) }()
+		go func() { _ = server.Serve(near) }()
+		defer func() { // also after a fatal error, or the bubble would hide it
+			_ = server.Close()
+			transport.CloseIdleConnections()
+			_ = api.Close()
+		}()
+		test(t, near, recorder)
+	})
+}
+
+// only is HTTP/1.1 or HTTP/2, without TLS.
+func only(major int) *http.Protocols {
+	p := &http.Protocols{}
+	p.SetHTTP1(major == 1)
+	p.SetUnencryptedHTTP2(major == 2)
+	return p
+}
+
+// withClient runs test in a bubble, with a client that says what it is told to.
 func withClient(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T, client net.Conn, from *bufio.Reader, r *recorder)) {
 	t.Helper()
 	withClientOf(t, proxy.New, upstream, test)
@@ -27,28 +58,29 @@ func withClient(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T,
 // withClientOf does so with another handler than proxy.New makes.
 func withClientOf(t *testing.T, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, client net.Conn, from *bufio.Reader, r *recorder)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
-		far, near := granttest.NewPipe(), granttest.NewPipe()
-		api := &http.Server{Handler: upstream}
-		transport := proxy.NewTransport(proxy.TransportConfig{})
-		transport.DialContext = far.Dial
-		recorder := newRecorder()
-		server := &http.Server{Handler: handler(proxy.Config{
-			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport, BodyPatience: patience, Recorder: recorder,
-		})}
-		go func() { _ = api.Serve(far) }()
-		go func() { _ = server.Serve(near) }()
-		client, err := near.Dial(t.Context(), "", "")
+	inBubble(t, 1, handler, upstream, func(t *testing.T, network *granttest.Pipe, recorder *recorder) {
+		client, err := network.Dial(t.Context(), "", "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer func() { // also after a fatal error, or the bubble would hide it
-			_ = client.Close()
-			_ = server.Close()
-			transport.CloseIdleConnections()
-			_ = api.Close()
-		}()
+		defer client.Close()
 		test(t, client, bufio.NewReader(client), recorder)
+	})
+}
+
+// withStreams runs test in a bubble, with a client of HTTP/2.
+func withStreams(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
+	t.Helper()
+	withStreamsOf(t, proxy.New, upstream, test)
+}
+
+// withStreamsOf does so with another handler than proxy.New makes.
+func withStreamsOf(t *testing.T, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
+	t.Helper()
+	inBubble(t, 2, handler, upstream, func(t *testing.T, network *granttest.Pipe, _ *recorder) {
+		transport := &http.Transport{DialContext: network.Dial, Protocols: only(2)}
+		defer transport.CloseIdleConnections()
+		test(t, &http.Client{Transport: transport})
 	})
 }
 
@@ -111,14 +143,31 @@ func TestWhatIsLeftOfABodyIsNotWaitedForInVain(t *testing.T) {
 	}
 }
 
+// unlimited is a proxy that never loses its patience.
+func unlimited(cfg proxy.Config) http.Handler {
+	cfg.BodyPatience = 0
+	return proxy.New(cfg)
+}
+
+func TestWithoutALimitWhatIsLeftOfABodyMayComeAtAnyTime(t *testing.T) {
+	refuse := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Connection", "close")
+		w.WriteHeader(http.StatusForbidden)
+	}
+	withClientOf(t, unlimited, refuse, func(t *testing.T, client net.Conn, from *bufio.Reader, _ *recorder) {
+		say(t, client, "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\nbegun")
+		if got, want := answer(t, from, "POST").StatusCode, http.StatusForbidden; got != want {
+			t.Errorf("status = %d, want %d", got, want)
+		}
+		time.Sleep(time.Hour)
+		say(t, client, "ended")
+	})
+}
+
 func TestASlowBodyArrivesWhole(t *testing.T) {
 	echo := func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		_, _ = fmt.Fprint(w, string(body), err)
-	}
-	unlimited := func(cfg proxy.Config) http.Handler {
-		cfg.BodyPatience = 0
-		return proxy.New(cfg)
 	}
 	for pause, handler := range map[time.Duration]func(proxy.Config) http.Handler{patience - time.Second: proxy.New, time.Hour: unlimited} {
 		withClientOf(t, handler, echo, func(t *testing.T, client net.Conn, from *bufio.Reader, _ *recorder) {

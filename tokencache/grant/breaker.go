@@ -22,7 +22,8 @@ const (
 //
 // A refusal or a plea for patience shows that the server is up: it counts as
 // a success. The full grant that follows a refresh token refused, or lost,
-// always goes out: the access token may be dead as well. onChange, if not nil, is told when the breaker opens and when it closes.
+// always goes out: the access token may be dead as well. onChange, if not nil,
+// is told when the breaker opens and when it closes.
 func WithBreaker(next tokencache.Grants, onChange func(open bool)) tokencache.Grants {
 	b := &breaker{next: next}
 	b.circuit = gobreaker.NewCircuitBreaker[tokencache.Token](gobreaker.Settings{

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"runtime"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -302,8 +301,3 @@ func manyMembers() string {
 	}
 	return b.String()
 }
-
-// theProxy is one for all runs of a test, since net/http reads the environment once.
-var theProxy = sync.OnceValue(func() *httptest.Server { return httptest.NewServer(proxied) })
-
-var proxied = new(counter)

@@ -99,7 +99,7 @@ func TestARevocationThatFailsSaysSoAndNothingSecret(t *testing.T) {
 			t.Errorf("got %v, want %s", err, name)
 			continue
 		}
-		for _, canary := range spellings("acc/ess+canary=", testRefresh, testSecret) {
+		for _, canary := range granttest.Spellings("acc/ess+canary=", testRefresh, testSecret) {
 			if strings.Contains(err.Error(), canary) {
 				t.Errorf("the error shows %s: %v", canary, err)
 			}

@@ -1,8 +1,6 @@
 package grant
 
 import (
-	"encoding/base64"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -79,7 +77,7 @@ func TestNeitherErrorsNorLogsHoldASecret(t *testing.T) {
 	withUser := strings.Replace(web, "http://", "http://user:"+url.QueryEscape(pass)+"@", 1)
 	closed := httptest.NewServer(http.NotFoundHandler())
 	closed.Close()
-	canaries := spellings(query, pass, access, refresh, testSecret, testRefresh, testID+":"+testSecret,
+	canaries := granttest.Spellings(query, pass, access, refresh, testSecret, testRefresh, testID+":"+testSecret,
 		url.QueryEscape(testID)+":"+url.QueryEscape(testSecret))
 
 	check := func(t *testing.T, what, text string) {
@@ -90,34 +88,45 @@ func TestNeitherErrorsNorLogsHoldASecret(t *testing.T) {
 			}
 		}
 	}
-	for name, fault := range faults {
-		addresses := []string{withUser}
-		if name == "honest" { // not that anybody hears it
-			addresses = append(addresses, closed.URL, "https"+strings.TrimPrefix(web, "http"))
-		}
-		t.Run(name, func(t *testing.T) {
-			for _, auth := range clientAuths {
-				for _, encoding := range encodings {
-					for _, address := range addresses {
-						c := clientOf(t, address+"/oauth/token?key="+url.QueryEscape(query), Config{
-							Auth: auth, Encoding: encoding, Log: zap.New(core), Scope: "read",
-							Parameters: func() url.Values { return url.Values{"password": {pass}} },
-							Header:     func() http.Header { return http.Header{"X-Key": {query}} },
-						})
-						check(t, "the configuration", printed(c, c.cfg, &c.cfg, []Config{c.cfg})+fmt.Sprintf("%v %+v %#v", *c, *c, *c))
-						for _, grantType := range bothGrants {
-							srv.Script(fault)
-							token, err := ask(t.Context(), c, grantType)
-							zap.New(core).Info("outcome", zap.Error(err), zap.Any("error", err), zap.Any("token", token))
-							if e, ok := errors.AsType[*Error](err); ok {
-								check(t, "the error", printed(err, *e))
-							}
-						}
-					}
+	clients := func(addresses ...string) (all []*Client) {
+		for _, auth := range clientAuths {
+			for _, encoding := range encodings {
+				for _, address := range addresses {
+					c := clientOf(t, address+"/oauth/token?key="+url.QueryEscape(query), Config{
+						Auth: auth, Encoding: encoding, Log: zap.New(core), Scope: "read",
+						Parameters: func() url.Values { return url.Values{"password": {pass}} },
+						Header:     func() http.Header { return http.Header{"X-Key": {query}} },
+					})
+					check(t, "the configuration", printed(c, c.cfg, &c.cfg, []Config{c.cfg})+fmt.Sprintf("%v %+v %#v", *c, *c, *c))
+					all = append(all, c)
 				}
+			}
+		}
+		return all
+	}
+	try := func(t *testing.T, c *Client, fault granttest.Fault) {
+		for _, grantType := range bothGrants {
+			srv.Script(fault)
+			token, err := ask(t.Context(), c, grantType)
+			zap.New(core).Info("outcome", zap.Error(err), zap.Any("error", err), zap.Any("token", token))
+			if e, ok := errors.AsType[*Error](err); ok {
+				check(t, "the error", printed(err, *e))
+			}
+		}
+	}
+	heard := clients(withUser)
+	for name, fault := range faults {
+		t.Run(name, func(t *testing.T) {
+			for _, c := range heard {
+				try(t, c, fault)
 			}
 		})
 	}
+	t.Run("unheard", func(t *testing.T) {
+		for _, c := range clients(closed.URL, "https"+strings.TrimPrefix(web, "http")) {
+			try(t, c, nil)
+		}
+	})
 	encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
 	for _, entry := range logs.All() {
 		line, err := encoder.EncodeEntry(entry.Entry, entry.Context)
@@ -141,18 +150,4 @@ func printed(values ...any) string {
 		b.Write(line.Bytes())
 	}
 	return b.String()
-}
-
-// spellings are the ways in which the values may turn up in a text.
-func spellings(values ...string) []string {
-	var all []string
-	for _, v := range values {
-		asJSON, _ := json.Marshal(v)
-		twice, _ := json.Marshal(string(asJSON))
-		b := []byte(v)
-		all = append(all, v, url.QueryEscape(v), url.PathEscape(v), strings.Trim(string(asJSON), `"`), strings.Trim(string(twice), `"\`),
-			base64.RawStdEncoding.EncodeToString(b), base64.RawURLEncoding.EncodeToString(b), // which begin the padded ones
-			hex.EncodeToString(b), strings.ToUpper(hex.EncodeToString(b)))
-	}
-	return all
 }

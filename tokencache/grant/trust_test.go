@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -139,6 +140,11 @@ func TestNoRedirectIsFollowed(t *testing.T) {
 type counter struct{ atomic.Int32 }
 
 func (c *counter) ServeHTTP(http.ResponseWriter, *http.Request) { c.Add(1) }
+
+// theProxy is one for all runs of a test, since net/http reads the environment once.
+var theProxy = sync.OnceValue(func() *httptest.Server { return httptest.NewServer(proxied) })
+
+var proxied = new(counter)
 
 func TestAProxyInTheEnvironmentIsIgnored(t *testing.T) {
 	proxied.Store(0)
