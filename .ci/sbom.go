@@ -1,7 +1,7 @@
 // Sbom prints what a Go program was made of as a CycloneDX 1.6 document, from
 // what the linker has written into it:
 //
-//	go run .ci/sbom.go PROGRAM VERSION
+//	go run ./.ci PROGRAM VERSION
 //
 // The same program gives the same document: there is no date in it.
 package main
@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -52,13 +53,13 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: sbom PROGRAM VERSION")
 		os.Exit(2)
 	}
-	if err := describe(os.Args[1], os.Args[2]); err != nil {
+	if err := describe(os.Stdout, os.Args[1], os.Args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "sbom:", err)
 		os.Exit(1)
 	}
 }
 
-func describe(program, version string) error {
+func describe(w io.Writer, program, version string) error {
 	info, err := buildinfo.ReadFile(program)
 	if err != nil {
 		return err
@@ -82,7 +83,7 @@ func describe(program, version string) error {
 	for _, module := range info.Deps {
 		doc.Components = append(doc.Components, ofModule(module))
 	}
-	out := json.NewEncoder(os.Stdout)
+	out := json.NewEncoder(w)
 	out.SetIndent("", "  ")
 	return out.Encode(doc)
 }

@@ -5,7 +5,7 @@
 //
 // Each script has a namespace of its own, which enforces the Pod Security
 // standard "restricted", with the quickstart's demo served at http://demo.
-package cluster
+package cluster_test
 
 import (
 	"fmt"

@@ -1,7 +1,7 @@
 // Package conformance tests the sidecar's HTTP/2 by clients and servers that
 // we did not write. It is a module of its own, so that their dependencies stay
 // out of the product's.
-package conformance
+package conformance_test
 
 import (
 	"bufio"

@@ -1,7 +1,7 @@
 // Package conformance runs the grant client and the token cache against an
 // authorization server that we did not write. It is a module of its own, so
 // that the server's dependencies stay out of the product's.
-package conformance
+package conformance_test
 
 import (
 	"context"
