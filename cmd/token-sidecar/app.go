@@ -100,7 +100,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		Recorder:     m,
 	})))
 	if cfg.ListenHTTP2 {
-		takeHTTP2(a.proxy, cfg)
+		enableHTTP2(a.proxy, cfg)
 	}
 	requests, cutOff := context.WithCancel(context.Background())
 	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }

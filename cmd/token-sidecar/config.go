@@ -198,7 +198,7 @@ func (c *config) validateGuard(f faults) {
 	for _, method := range c.AllowedMethods {
 		upper := strings.ToUpper(method)
 		never := slices.Contains(proxy.ForbiddenMethods, upper)
-		f.unless(headerName.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but none of "+strings.Join(proxy.ForbiddenMethods, ", "))
+		f.unless(httpToken.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but none of "+strings.Join(proxy.ForbiddenMethods, ", "))
 		f.unless(method == upper || !slices.Contains(usualMethods, upper), "ALLOWED_METHODS", "methods are case-sensitive: want "+upper)
 	}
 	for _, path := range c.AllowedPaths {
@@ -266,7 +266,7 @@ func (c *config) headers(f faults) http.Header {
 	for name, v := range values {
 		name := http.CanonicalHeaderKey(name)
 		header[name] = append(header[name], v...)
-		f.unless(headerName.MatchString(name) && !slices.ContainsFunc(v, hasControl), "TOKEN_HEADERS", "want names and values that a header may have")
+		f.unless(httpToken.MatchString(name) && !slices.ContainsFunc(v, hasControl), "TOKEN_HEADERS", "want names and values that a header may have")
 	}
 	for _, reserved := range reservedHeaders {
 		f.unless(header[reserved] == nil, "TOKEN_HEADERS", "must not hold "+reserved+", which is set by the sidecar")
@@ -285,8 +285,8 @@ func quoted(s string) bool {
 
 func endsInLineBreak(s string) bool { return strings.HasSuffix(s, "\n") || strings.HasSuffix(s, "\r") }
 
-// headerName is the token of RFC 9110 section 5.6.2.
-var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+// httpToken is the token of RFC 9110 section 5.6.2: a method, or the name of a field.
+var httpToken = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 
 var hostName = regexp.MustCompile("^[0-9A-Za-z._-]+$")
 

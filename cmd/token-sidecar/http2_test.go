@@ -30,14 +30,6 @@ func (r *running) http2(t *testing.T) *http.Client {
 	return &http.Client{Transport: transport}
 }
 
-func (r *running) ends(t *testing.T) {
-	t.Helper()
-	r.stop()
-	if err := <-r.done; err != nil {
-		t.Error(err)
-	}
-}
-
 func TestHTTP2IsSpokenWhereItIsAskedFor(t *testing.T) {
 	echo := func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -355,7 +347,7 @@ func withWindow(t *testing.T, window int, h http.HandlerFunc, test func(t *testi
 	synctest.Test(t, func(t *testing.T) {
 		network := granttest.NewPipe()
 		s := &http.Server{Handler: h}
-		takeHTTP2(s, config{StallTimeout: time.Minute})
+		enableHTTP2(s, config{StallTimeout: time.Minute})
 		served := make(chan error)
 		go func() { served <- s.Serve(stallListener{network, time.Minute}) }()
 		transport := speaksHTTP2(network.Dial)
