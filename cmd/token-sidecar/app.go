@@ -112,10 +112,14 @@ func (a *app) newCache(m *metrics.Metrics) *tokencache.Cache {
 func (a *app) newProxyServer(m *metrics.Metrics) *http.Server {
 	cfg := a.cfg
 	viaProxy := cfg.UpstreamProxyURL.proxy != nil
+	var transport http.RoundTripper = a.toUpstream
+	if viaProxy && cfg.UpstreamURL.Scheme == "http" {
+		transport = proxied{transport, seldom(a.log)}
+	}
 	s := server(cfg, a.log, a.counted(proxy.New(proxy.Config{
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
-		Transport:    a.toUpstream,
+		Transport:    transport,
 		ViaProxy:     viaProxy,
 		Unrepeatable: &a.unrepeatable,
 		MaxInFlight:  cfg.MaxInFlight,

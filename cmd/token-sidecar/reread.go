@@ -4,8 +4,6 @@ import (
 	"context"
 	"encoding"
 	"maps"
-	"net/http"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -91,13 +89,4 @@ func (a *app) watchFiles(ctx context.Context) {
 			a.cache.Renew() // they may be credentials
 		}
 	})
-}
-
-// proxyNow returns the proxy of a leg as it is at the time of each request;
-// nil: there is none.
-func (a *app) proxyNow(of func(*config) proxyURL) func(*http.Request) (*url.URL, error) {
-	if of(&a.cfg).proxy == nil {
-		return nil
-	}
-	return func(r *http.Request) (*url.URL, error) { return of(a.current.Load()).proxy(r) }
 }
