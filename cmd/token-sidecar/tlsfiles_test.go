@@ -237,6 +237,32 @@ func TestTheBundleAloneVouches(t *testing.T) {
 	}
 }
 
+func TestTheUpstreamMustSpeakTLS12OrLater(t *testing.T) {
+	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		server := httptest.NewUnstartedServer(http.NotFoundHandler())
+		server.TLS = &tls.Config{MinVersion: version, MaxVersion: version}
+		server.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
+		server.StartTLS()
+		f := folder{t, t.TempDir()}
+		f.write("ca", encode("CERTIFICATE", server.Certificate().Raw))
+		cfg, err := loadConfig(map[string]string{
+			"UPSTREAM_URL": server.URL, "TOKEN_URL": server.URL, "CLIENT_ID": "id", "CLIENT_AUTH_METHOD": "none", "UPSTREAM_CA_FILE": f.file("ca"),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", server.URL, nil)
+		resp, err := newApp(cfg, zap.NewNop(), nil).toUpstream.RoundTrip(req)
+		if (err == nil) != want {
+			t.Errorf("%s: got %v", tls.VersionName(version), err)
+		}
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		server.Close()
+	}
+}
+
 func TestFaultsOfCertificatesAreToldByVariable(t *testing.T) {
 	by := newAuthority(t, "authority")
 	good, other := by.issue(t, "client"), by.issue(t, "other")
