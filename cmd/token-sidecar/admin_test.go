@@ -9,9 +9,12 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
 // ready is a source of tokens that has one.
@@ -130,4 +133,24 @@ func TestAnAnnouncedBodyIsNotWaitedFor(t *testing.T) {
 		resp.Body.Close()
 	}
 	r.ends(t)
+}
+
+// Nor does who takes nothing of an answer.
+func TestAnAnswerThatNobodyTakesDoesNotKeepOthersOut(t *testing.T) {
+	withStack(t, exampleEnv(t, "makini.env"), granttest.Makini("your_client_id", "your_client_secret"), func(s *stack) {
+		debug := granttest.NewPipe()
+		defer serveDebug(config{}, zap.NewNop(), debug)()
+		for path, port := range map[string]*granttest.Pipe{"/metrics": s.ownPort, "/debug/pprof/": debug} {
+			c := &crowd{t: s.t, network: port}
+			for range adminConnections {
+				visitor := c.comes()
+				defer visitor.Close()
+				go visitor.asks(path)
+			}
+			late := c.comes()
+			_ = late.SetDeadline(time.Now().Add(2 * ownPatience))
+			late.asks(path)
+			late.answered()
+		}
+	})
 }

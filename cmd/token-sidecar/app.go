@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,10 +22,11 @@ import (
 
 // app is the whole sidecar but for its sockets.
 type app struct {
-	cfg    config
-	log    *zap.Logger
-	secret *secretFile // nil: the secret is not in a file
-	cache  *tokencache.Cache
+	cfg     config                 // as it was at the start
+	current atomic.Pointer[config] // with what files hold now: see watchFiles
+	log     *zap.Logger
+	secret  *secretFile // nil: the secret is not in a file
+	cache   *tokencache.Cache
 
 	toTokens, toUpstream *leg
 
@@ -32,9 +34,10 @@ type app struct {
 	admin *http.Server
 	probe *probes
 
-	inFlight proxy.InFlight // requests, and the tunnels that some become
-	cutOff   context.CancelFunc
-	quit     chan struct{} // closed when the admin port is told to
+	inFlight     proxy.InFlight // requests, and the tunnels that some become
+	unrepeatable proxy.InFlight // see proxy.Config
+	cutOff       context.CancelFunc
+	quit         chan struct{} // closed when the admin port is told to
 }
 
 // newApp wires the sidecar. adapt, if not nil, may change the transports to
@@ -49,28 +52,45 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		adapt = func(*http.Transport) {}
 	}
 	a := &app{cfg: cfg, log: log, quit: make(chan struct{})}
-	a.toTokens = newLeg(cfg.tokenTLS(), func() *http.Transport {
-		transport := grant.NewTransport(cfg.TokenProxyURL.proxy)
+	a.current.Store(&cfg)
+	if cfg.ClientSecretFile != "" {
+		a.secret = &secretFile{path: cfg.ClientSecretFile}
+	}
+	a.toTokens, a.toUpstream = a.newLegs(adapt)
+	a.cache = a.newCache(m)
+	a.proxy = a.newProxyServer(m)
+	a.probe = &probes{tokens: a.cache}
+	a.admin = ownServer(cfg, log, adminHandler(a.probe, reg, a.onQuit()), cfg.adminGuard())
+	a.admin.WriteTimeout = ownPatience
+	return a
+}
+
+func (a *app) newLegs(adapt func(*http.Transport)) (toTokens, toUpstream *leg) {
+	cfg := a.cfg
+	tokenProxy := a.proxyNow(func(c *config) proxyURL { return c.TokenProxyURL })
+	toTokens = newLeg(cfg.tokenTLS(), func() *http.Transport {
+		transport := grant.NewTransport(tokenProxy)
 		adapt(transport)
 		return transport
 	})
-	a.toUpstream = newLeg(cfg.upstreamTLS(), func() *http.Transport {
+	upstreamProxy := a.proxyNow(func(c *config) proxyURL { return c.UpstreamProxyURL })
+	toUpstream = newLeg(cfg.upstreamTLS(), func() *http.Transport {
 		transport := proxy.NewTransport(proxy.TransportConfig{
 			ConnectTimeout:  cfg.UpstreamConnectTimeout,
 			ResponseTimeout: cfg.UpstreamResponseTimeout,
 			IdleTimeout:     cfg.UpstreamIdleTimeout,
 			MaxConns:        cfg.MaxInFlight,
 			PlainHTTP2:      cfg.UpstreamHTTP2,
-			Proxy:           cfg.UpstreamProxyURL.proxy,
+			Proxy:           upstreamProxy,
 		})
 		adapt(transport)
 		return transport
 	})
-	if cfg.ClientSecretFile != "" {
-		a.secret = &secretFile{path: cfg.ClientSecretFile}
-	}
-	client := a.newClient(m)
-	unrepeatable := &proxy.InFlight{}
+	return toTokens, toUpstream
+}
+
+func (a *app) newCache(m *metrics.Metrics) *tokencache.Cache {
+	cfg, client := a.cfg, a.newClient(m)
 	cache := tokencache.Config{
 		Grants:        grant.WithBreaker(client, m.BreakerChanged),
 		Wait:          cfg.TokenWait,
@@ -78,37 +98,43 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 		Leeway:        cfg.ExpiryLeeway,
 		MinInterval:   cfg.MinRefreshInterval,
 		Hold:          time.Second,
-		Quiet:         unrepeatable.Wait,
+		Quiet:         a.unrepeatable.Wait,
 		FullGrantOnly: cfg.Rotation == rotationOverlap,
-		Log:           log,
+		Log:           a.log,
 		Recorder:      m,
 	}
 	if cfg.RevocationURL.URL != nil {
 		cache.Revoke = client.Revoke
 	}
-	a.cache = tokencache.New(cache)
-	a.proxy = server(cfg, log, a.counted(proxy.New(proxy.Config{
+	return tokencache.New(cache)
+}
+
+func (a *app) newProxyServer(m *metrics.Metrics) *http.Server {
+	cfg := a.cfg
+	viaProxy := cfg.UpstreamProxyURL.proxy != nil
+	var transport http.RoundTripper = a.toUpstream
+	if viaProxy && cfg.UpstreamURL.Scheme == "http" {
+		transport = proxied{transport, proxy.OncePerMinute(a.log)}
+	}
+	s := server(cfg, a.log, a.counted(proxy.New(proxy.Config{
 		Upstream:     cfg.UpstreamURL.URL,
 		Tokens:       a.cache,
-		Transport:    a.toUpstream,
-		ViaProxy:     cfg.UpstreamProxyURL.proxy != nil,
-		Unrepeatable: unrepeatable,
+		Transport:    transport,
+		ViaProxy:     viaProxy,
+		Unrepeatable: &a.unrepeatable,
 		MaxInFlight:  cfg.MaxInFlight,
 		Guard:        cfg.guard(),
 		BodyPatience: cfg.StallTimeout,
-		Log:          log,
+		Log:          a.log,
 		Recorder:     m,
 	})))
 	if cfg.ListenHTTP2 {
-		takeHTTP2(a.proxy, cfg)
+		enableHTTP2(s, cfg)
 	}
-	requests, cutOff := context.WithCancel(context.Background())
-	a.proxy.BaseContext = func(net.Listener) context.Context { return requests }
-	a.cutOff = cutOff
-	a.probe = &probes{tokens: a.cache}
-	a.admin = ownServer(cfg, log, adminHandler(a.probe, reg, a.onQuit()), cfg.adminGuard())
-	a.admin.ReadTimeout, a.admin.WriteTimeout = ownPatience, ownPatience
-	return a
+	var requests context.Context
+	requests, a.cutOff = context.WithCancel(context.Background())
+	s.BaseContext = func(net.Listener) context.Context { return requests }
+	return s
 }
 
 // labels are what the rooms may report, which only here know each other.
@@ -127,7 +153,6 @@ func (a *app) counted(next http.Handler) http.Handler {
 func (a *app) newClient(rec grant.Recorder) *grant.Client {
 	cfg := a.cfg
 	secret := func() (tokencache.Secret, error) { return cfg.ClientSecret, nil }
-	parameters, header := cfg.parameters(faults{}), cfg.headers(faults{})
 	if a.secret != nil {
 		secret = a.secret.read
 	}
@@ -143,8 +168,8 @@ func (a *app) newClient(rec grant.Recorder) *grant.Client {
 		Scope:              cfg.Scope,
 		Audience:           cfg.Audience,
 		Resource:           cfg.Resource,
-		Parameters:         func() url.Values { return parameters },
-		Header:             func() http.Header { return header },
+		Parameters:         func() url.Values { return a.current.Load().parameters(faults{}) },
+		Header:             func() http.Header { return a.current.Load().headers(faults{}) },
 		Expiry: grant.ExpiryRule{
 			Format:     cfg.ExpiresInFormat,
 			Default:    cfg.DefaultLifetime,
@@ -183,6 +208,7 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	if a.secret != nil {
 		running.Go(func() { a.secret.watch(background, a.cache.Renew) })
 	}
+	running.Go(func() { a.watchFiles(background) })
 	running.Go(func() { a.toTokens.watch(background, a.log, a.cache.Renew) }) // a certificate may be a credential
 	running.Go(func() { a.toUpstream.watch(background, a.log, func() {}) })
 	failed := make(chan error, 2)

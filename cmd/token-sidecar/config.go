@@ -36,7 +36,7 @@ type config struct {
 	TokenRequestEncoding grant.Encoding    `env:"TOKEN_REQUEST_ENCODING" envDefault:"form" help:"The body of token requests: form or json."`
 	Scope                string            `env:"SCOPE" help:"The scope to ask for."`
 	Audience             string            `env:"AUDIENCE" help:"The audience parameter, for servers that want one."`
-	Resource             []string          `env:"RESOURCE" help:"Resource indicators (RFC 8707): absolute URIs, separated by commas."`
+	Resource             commaList         `env:"RESOURCE" help:"Resource indicators (RFC 8707): absolute URIs, separated by commas."`
 	TokenParameters      tokencache.Secret `env:"TOKEN_PARAMETERS,unset" help:"Further parameters of every token request, as a query: name=value&name=value, percent-encoded."`
 	TokenParametersFile  string            `env:"TOKEN_PARAMETERS_FILE" help:"A file that holds TOKEN_PARAMETERS instead."`
 	TokenHeaders         tokencache.Secret `env:"TOKEN_HEADERS,unset" help:"Further headers of every token request, written like TOKEN_PARAMETERS."`
@@ -70,7 +70,7 @@ type config struct {
 	DebugAddress  string `env:"DEBUG_ADDRESS" help:"Where Go's profiles are served, below /debug/pprof/: a loopback address. By default nowhere."`
 
 	AllowedHosts           commaList `env:"ALLOWED_HOSTS" help:"Names, separated by commas, by which the sidecar may be called in Host beside localhost, loopback addresses and the host of LISTEN_ADDRESS, such as those of a Service before it; * for any. Where LISTEN_ADDRESS has no host every address will do, but no name. They hold for ADMIN_ADDRESS as well, where every address will do."`
-	AllowedMethods         commaList `env:"ALLOWED_METHODS" help:"The methods that may be used, separated by commas. By default all but CONNECT, TRACE and TRACK, which never are."`
+	AllowedMethods         commaList `env:"ALLOWED_METHODS" help:"The methods that may be used, separated by commas. By default all but CONNECT, TRACE, TRACK and PRI, which never are."`
 	AllowedPaths           commaList `env:"ALLOWED_PATHS" help:"The paths that may be asked for, with what is below them, separated by commas: as the app has them, so without the path of UPSTREAM_URL, and not percent-encoded. By default all."`
 	AllowCrossSite         bool      `env:"ALLOW_CROSS_SITE" envDefault:"false" help:"Whether web pages of other sites may send requests through a browser, as the field Sec-Fetch-Site tells."`
 	AllowUnderscoreHeaders bool      `env:"ALLOW_UNDERSCORE_HEADERS" envDefault:"false" help:"Whether requests may have header names with an underscore, which many servers cannot tell from a hyphen."`
@@ -100,7 +100,8 @@ type config struct {
 	DrainTimeout time.Duration `env:"DRAIN_TIMEOUT" envDefault:"25s" help:"After SIGTERM, and SHUTDOWN_DELAY, how long requests in flight may take to end. Then they are cut off."`
 	LogLevel     logLevel      `env:"LOG_LEVEL" envDefault:"info" help:"debug, info, warn or error."`
 
-	unknownFiles []string // in ConfigDir
+	unknownFiles []string                     // in ConfigDir
+	inFiles      map[string]tokencache.Secret // what files hold that are read again, by variable
 }
 
 // loadConfig reads the configuration from an environment, and from the files
@@ -134,27 +135,39 @@ func parse[T any](parser func(string) (T, error), want string) env.ParserFunc {
 }
 
 func (c *config) validate(f faults) {
+	c.validateClient(f)
+	for name, s := range c.fileSettings() {
+		f.unless(s.path == "" || !s.isSet, name, "is set beside the variable without _FILE: set one of them")
+	}
+	c.takeFiles(f)
+	c.tokenTLS().check(f, "TOKEN")
+	c.upstreamTLS().check(f, "UPSTREAM")
+	c.validateNumbers(f)
+	c.validateAddresses(f)
+	c.validateGuard(f)
+	if c.UpstreamHTTP2 {
+		plain := c.UpstreamURL.URL == nil || c.UpstreamURL.Scheme == "http"
+		f.unless(plain, "UPSTREAM_HTTP2", "is for an UPSTREAM_URL that begins with http://: by https:// the upstream is asked, so leave it out")
+		f.unless(c.UpstreamProxyURL.proxy == nil, "UPSTREAM_HTTP2", "cannot be used through UPSTREAM_PROXY_URL, which would have to speak it as well")
+	}
+}
+
+const fromEcho = "ends in a line break, as a Secret made with echo does: make it with printf"
+
+func (c *config) validateClient(f faults) {
 	f.unless(c.UpstreamURL.URL != nil, "UPSTREAM_URL", "is required: the API's base URL, such as https://api.example.com/v1")
 	f.unless(c.TokenURL.URL != nil, "TOKEN_URL", "is required: the token endpoint, such as https://auth.example.com/oauth/token")
 	f.unless(c.ClientID != "", "CLIENT_ID", "is required")
-	f.unless(!endsInLineBreak(c.ClientID), "CLIENT_ID", "ends in a line break, as a Secret made with echo does: make it with printf")
-	f.unless(!endsInLineBreak(c.ClientSecret.Reveal()), "CLIENT_SECRET", "ends in a line break, as a Secret made with echo does: make it with printf")
+	f.unless(!endsInLineBreak(c.ClientID), "CLIENT_ID", fromEcho)
+	f.unless(!endsInLineBreak(c.ClientSecret.Reveal()), "CLIENT_SECRET", fromEcho)
 	c.validateSecret(f)
-
-	fromFile(f, &c.TokenParameters, c.TokenParametersFile, "TOKEN_PARAMETERS_FILE")
-	fromFile(f, &c.TokenHeaders, c.TokenHeadersFile, "TOKEN_HEADERS_FILE")
-	c.TokenProxyURL.fromFile(f, c.TokenProxyURLFile, "TOKEN_PROXY_URL_FILE")
-	c.UpstreamProxyURL.fromFile(f, c.UpstreamProxyURLFile, "UPSTREAM_PROXY_URL_FILE")
-	c.parameters(f)
-	c.headers(f)
-	c.permissions(f)
-	c.tokenTLS().check(f, "TOKEN")
-	c.upstreamTLS().check(f, "UPSTREAM")
 	for _, r := range c.Resource {
 		u, err := url.Parse(r)
 		f.unless(err == nil && u.IsAbs() && !strings.Contains(r, "#"), "RESOURCE", "want absolute URIs without fragment, separated by commas")
 	}
+}
 
+func (c *config) validateNumbers(f faults) {
 	for name, d := range map[string]time.Duration{
 		"TOKEN_REQUEST_TIMEOUT": c.TokenRequestTimeout, "DEFAULT_LIFETIME": c.DefaultLifetime, "MIN_REFRESH_INTERVAL": c.MinRefreshInterval,
 		"UPSTREAM_CONNECT_TIMEOUT": c.UpstreamConnectTimeout, "UPSTREAM_IDLE_TIMEOUT": c.UpstreamIdleTimeout,
@@ -173,19 +186,23 @@ func (c *config) validate(f faults) {
 		f.unless(n >= 0, name, "want a number of 0 or more")
 	}
 	f.unless(c.MaxHeaderBytes >= 1024, "MAX_HEADER_BYTES", "want a number of 1024 or more")
-	c.validateGuard(f)
-	if c.UpstreamHTTP2 {
-		plain := c.UpstreamURL.URL == nil || c.UpstreamURL.Scheme == "http"
-		f.unless(plain, "UPSTREAM_HTTP2", "is for an UPSTREAM_URL that begins with http://: by https:// the upstream is asked, so leave it out")
-		f.unless(c.UpstreamProxyURL.proxy == nil, "UPSTREAM_HTTP2", "cannot be used through UPSTREAM_PROXY_URL, which would have to speak it as well")
-	}
-	for name, address := range map[string]string{"LISTEN_ADDRESS": c.ListenAddress, "ADMIN_ADDRESS": c.AdminAddress} {
-		_, port, err := net.SplitHostPort(address)
+}
+
+func (c *config) validateAddresses(f faults) {
+	taken := map[string]string{}
+	for _, at := range []struct{ name, address string }{
+		{"LISTEN_ADDRESS", c.ListenAddress}, {"ADMIN_ADDRESS", c.AdminAddress}, {"DEBUG_ADDRESS", c.DebugAddress},
+	} {
+		if at.address == "" && at.name == "DEBUG_ADDRESS" {
+			continue
+		}
+		host, port, err := net.SplitHostPort(at.address)
 		_, portErr := strconv.ParseUint(port, 10, 16)
-		f.unless(err == nil && portErr == nil, name, "want host:port, such as 127.0.0.1:8080")
+		f.unless(err == nil && portErr == nil, at.name, "want host:port, such as 127.0.0.1:8080")
+		f.unless(at.name != "DEBUG_ADDRESS" || isLoopback(host), at.name, "want a loopback address, such as 127.0.0.1:6060")
+		f.unless(taken[at.address] == "" || port == "0", at.name, "must differ from "+taken[at.address])
+		taken[at.address] = at.name
 	}
-	_, port, _ := net.SplitHostPort(c.AdminAddress)
-	f.unless(c.AdminAddress != c.ListenAddress || port == "0", "ADMIN_ADDRESS", "must differ from LISTEN_ADDRESS")
 }
 
 func (c *config) validateGuard(f faults) {
@@ -196,15 +213,11 @@ func (c *config) validateGuard(f faults) {
 	for _, method := range c.AllowedMethods {
 		upper := strings.ToUpper(method)
 		never := slices.Contains(proxy.ForbiddenMethods, upper)
-		f.unless(headerName.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but none of "+strings.Join(proxy.ForbiddenMethods, ", "))
+		f.unless(httpToken.MatchString(method) && !never, "ALLOWED_METHODS", "want methods, such as GET,POST, but none of "+strings.Join(proxy.ForbiddenMethods, ", "))
 		f.unless(method == upper || !slices.Contains(proxy.UsualMethods, upper), "ALLOWED_METHODS", "methods are case-sensitive: want "+upper)
 	}
 	for _, path := range c.AllowedPaths {
 		f.unless(strings.HasPrefix(path, "/") && !strings.Contains(path, "//"), "ALLOWED_PATHS", "want paths that begin with /, such as /orders,/items")
-	}
-	if c.DebugAddress != "" {
-		host, _, err := net.SplitHostPort(c.DebugAddress)
-		f.unless(err == nil && isLoopback(host), "DEBUG_ADDRESS", "want a loopback address with a port, such as 127.0.0.1:6060")
 	}
 }
 
@@ -264,7 +277,7 @@ func (c *config) headers(f faults) http.Header {
 	for name, v := range values {
 		name := http.CanonicalHeaderKey(name)
 		header[name] = append(header[name], v...)
-		f.unless(headerName.MatchString(name) && !slices.ContainsFunc(v, hasControl), "TOKEN_HEADERS", "want names and values that a header may have")
+		f.unless(httpToken.MatchString(name) && !slices.ContainsFunc(v, hasControl), "TOKEN_HEADERS", "want names and values that a header may have")
 	}
 	for _, reserved := range reservedHeaders {
 		f.unless(header[reserved] == nil, "TOKEN_HEADERS", "must not hold "+reserved+", which is set by the sidecar")
@@ -283,19 +296,11 @@ func quoted(s string) bool {
 
 func endsInLineBreak(s string) bool { return strings.HasSuffix(s, "\n") || strings.HasSuffix(s, "\r") }
 
-// headerName is the token of RFC 9110 section 5.6.2.
-var headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+// httpToken is the token of RFC 9110 section 5.6.2: a method, or the name of a field.
+var httpToken = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 
 var hostName = regexp.MustCompile("^[0-9A-Za-z._-]+$")
 
 func hasControl(s string) bool {
 	return strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f })
-}
-
-func fromFile(f faults, value *tokencache.Secret, path, name string) {
-	if path == "" {
-		return
-	}
-	f.unless(value.IsZero(), name, "is set beside the variable without _FILE: set one of them")
-	*value = f.secretFrom(path, name)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"maps"
@@ -26,17 +27,14 @@ func TestEverySettingReachesTheTokenRequest(t *testing.T) {
 	environ := map[string]string{
 		"UPSTREAM_URL": "https://api.example.com/v1", "TOKEN_URL": "https://auth.example.com/oauth/token?tenant=7",
 		"CLIENT_ID": "id", "CLIENT_SECRET_FILE": file("secret", "p&ss+canary\n"), "CLIENT_AUTH_METHOD": "client_secret_basic",
-		"SCOPE": "read write", "AUDIENCE": "api", "RESOURCE": "https://a.example,https://b.example",
+		"SCOPE": "read write", "AUDIENCE": "api", "RESOURCE": "https://a.example, https://b.example",
 		"TOKEN_PARAMETERS_FILE": file("parameters", "account_id=4%262\n"), "TOKEN_HEADERS": "x-version=3",
 		"DEFAULT_LIFETIME": "", // empty is as good as not set
 	}
 	provider := &granttest.Server{ClientID: "id", ClientSecret: "p&ss+canary"}
 	var seen string
-	provider.Script(func(w http.ResponseWriter, r *http.Request, grant http.Handler) {
-		body, _ := io.ReadAll(r.Body)
-		r.Body = io.NopCloser(strings.NewReader(string(body)))
-		seen = fmt.Sprint(r.URL.RawQuery, " ", string(body), " ", r.Header.Get("X-Version"), " ", r.Header.Get("User-Agent"))
-		grant.ServeHTTP(w, r)
+	watchTokenRequests(provider, func(r *http.Request, body string) {
+		seen = fmt.Sprint(r.URL.RawQuery, " ", body, " ", r.Header.Get("X-Version"), " ", r.Header.Get("User-Agent"))
 	})
 	withStack(t, environ, provider, func(s *stack) {
 		if uri := s.get("/orders").URI; uri != "/v1/orders" {
@@ -48,6 +46,16 @@ func TestEverySettingReachesTheTokenRequest(t *testing.T) {
 	if seen != want {
 		t.Errorf("token request:\ngot  %s\nwant %s", seen, want)
 	}
+}
+
+// watchTokenRequests shows every token request to see before it is answered.
+func watchTokenRequests(provider *granttest.Server, see func(r *http.Request, body string)) {
+	provider.Always(func(w http.ResponseWriter, r *http.Request, grant http.Handler) {
+		body, _ := io.ReadAll(r.Body)
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		see(r, string(body))
+		grant.ServeHTTP(w, r)
+	})
 }
 
 func TestDefaultsAreValid(t *testing.T) {
@@ -120,6 +128,8 @@ func TestFaultsThatOnlyShowLaterAreToldAtTheStart(t *testing.T) {
 		{"TOKEN_URL", "http://id:tr0 ub@localhost"}, {"TOKEN_URL", "http://id:tr0ub@localhost"}, {"UPSTREAM_URL", "api.example.com"},
 		{"ALLOWED_HOSTS", "localhost:8080"}, {"ALLOWED_HOSTS", "http://a"}, {"ALLOWED_METHODS", "GET,trace"}, {"ALLOWED_METHODS", "PRI"}, {"ALLOWED_METHODS", "get,POST"}, {"ALLOWED_METHODS", "GET POST"},
 		{"ALLOWED_PATHS", "orders"}, {"ALLOWED_PATHS", "//orders"}, {"DEBUG_ADDRESS", ":6060"}, {"DEBUG_ADDRESS", "10.0.0.7:6060"}, {"DEBUG_ADDRESS", "127.0.0.1"},
+		{"DEBUG_ADDRESS", "127.0.0.1:x"}, {"DEBUG_ADDRESS", "127.0.0.1:99999"}, {"DEBUG_ADDRESS", "127.0.0.1:8080"}, {"DEBUG_ADDRESS", "127.0.0.1:9090"},
+		{"ALLOWED_HOSTS", ","}, {"ALLOWED_METHODS", " , "}, {"ALLOWED_PATHS", ","}, {"RESOURCE", " "}, {"RESOURCE", "https://a.test, b"},
 		{"MAX_HEADER_BYTES", "0"}, {"HEADER_TIMEOUT", "0"}, {"IDLE_TIMEOUT", "0s"}, {"STALL_TIMEOUT", "-1s"}, {"ADMIN_QUIT", "perhaps"},
 		{"LOG_LEVEL", "fatal"}, {"CLIENT_ID", `"id"`}, {"SCOPE", "'read'"},
 	} {

@@ -73,7 +73,7 @@ func (c *crowd) comes() *visitor {
 }
 
 func (v *visitor) asks(path string) {
-	_, _ = io.WriteString(v, "GET "+path+" HTTP/1.1\r\nHost: app\r\n\r\n")
+	_, _ = io.WriteString(v, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n\r\n")
 }
 
 // answered tells whether the visitor may stay.

@@ -48,16 +48,19 @@ func (f faults) err() error {
 	if len(f) == 0 {
 		return nil
 	}
-	var lines []string
+	return &configError{fmt.Sprintf("faults in the configuration (%d):\n  %s\nRun token-sidecar help for every variable.", len(f), strings.Join(f.lines(), "\n  "))}
+}
+
+func (f faults) lines() (lines []string) {
 	for _, v := range variables() {
 		if fault, ok := f[v.name]; ok {
-			lines = append(lines, "  "+v.name+": "+fault)
+			lines = append(lines, v.name+": "+fault)
 		}
 	}
 	if fault, ok := f["environment"]; ok {
-		lines = append(lines, "  "+fault)
+		lines = append(lines, fault)
 	}
-	return &configError{fmt.Sprintf("faults in the configuration (%d):\n%s\nRun token-sidecar help for every variable.", len(lines), strings.Join(lines, "\n"))}
+	return lines
 }
 
 // A configError is answered with exit code 2.

@@ -86,8 +86,8 @@ func (c *halfCloseConn) end() {
 	c.over = make(chan struct{})
 }
 
-// A conn hands on to what it wraps what net/http does to let a last answer
-// arrive where a close at once might cost the client its end.
+// A conn adds CloseWrite to a connection. Net/http calls it before it closes
+// one, so that a last answer is not lost to a reset.
 type conn struct{ net.Conn }
 
 func (c conn) CloseWrite() error {

@@ -11,10 +11,8 @@ import (
 // A closedSide is a connection whose client sends nothing more.
 type closedSide struct{ net.Conn }
 
-func (closedSide) Read([]byte) (int, error)          { return 0, io.EOF }
-func (closedSide) Write(p []byte) (int, error)       { return len(p), nil }
-func (closedSide) Close() error                      { return nil }
-func (closedSide) SetReadDeadline(t time.Time) error { return nil }
+func (closedSide) Read([]byte) (int, error)    { return 0, io.EOF }
+func (closedSide) Write(p []byte) (int, error) { return len(p), nil }
 
 func TestAClientThatHasLeftIsGivenUp(t *testing.T) {
 	for writes := range 3 {

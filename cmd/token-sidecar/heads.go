@@ -14,8 +14,8 @@ import (
 // bounds bytes alone. Servers take about a hundred (Apache, Tomcat, Envoy).
 const maxFields = 128
 
-// bufferSize is the size of net/http's buffer for a connection: no longer read
-// fills it, but goes to whoever reads a body.
+// bufferSize is the size of the buffer by which net/http reads heads. A read for
+// more than that is one of a body.
 const bufferSize = 4 << 10
 
 // lastRead is how long a client that is refused may go on sending.
@@ -130,8 +130,8 @@ func (it *client) expectHTTP2(p []byte) {
 	}
 }
 
-// fewFields does for HTTP/2 what counting lines does for HTTP/1.1.
-func fewFields(next http.Handler) http.Handler {
+// limitFields does for HTTP/2 what counting lines does for HTTP/1.1.
+func limitFields(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fields := 0
 		for _, values := range r.Header {

@@ -9,14 +9,14 @@ const (
 	// leastFrame is the least that RFC 9113 section 6.5.2 lets a server take
 	// at once. Each connection keeps room for it: net/http's default is 1 MiB.
 	leastFrame = 16 << 10
-	// bodyMemory is what is taken in of a body that the upstream does not take:
-	// net/http's default is 1 MiB. With it a request keeps to memoryPerRequest
-	// as long as not its answer is stalled as well.
+	// bodyMemory is the most of a body that is held while the upstream takes
+	// none of it; net/http's default is 1 MiB. A request with so much stays
+	// within memoryPerRequest, unless nobody reads its answer either.
 	bodyMemory = 32 << 10
 )
 
-// takeHTTP2 lets clients of s speak HTTP/2 without TLS, by prior knowledge.
-func takeHTTP2(s *http.Server, cfg config) {
+// enableHTTP2 lets clients of s speak HTTP/2 without TLS, by prior knowledge.
+func enableHTTP2(s *http.Server, cfg config) {
 	streams := maxStreams
 	if cfg.MaxInFlight > 0 {
 		streams = min(cfg.MaxInFlight, maxStreams)
@@ -32,5 +32,5 @@ func takeHTTP2(s *http.Server, cfg config) {
 		// the others. What is not served takes none.
 		MaxReceiveBufferPerConnection: streams * bodyMemory,
 	}
-	s.Handler = fewFields(stallHandler(s.Handler, cfg.StallTimeout))
+	s.Handler = limitFields(stallHandler(s.Handler, cfg.StallTimeout))
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
@@ -28,14 +31,6 @@ func (r *running) http2(t *testing.T) *http.Client {
 	transport := speaksHTTP2(nil)
 	t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{Transport: transport}
-}
-
-func (r *running) ends(t *testing.T) {
-	t.Helper()
-	r.stop()
-	if err := <-r.done; err != nil {
-		t.Error(err)
-	}
 }
 
 func TestHTTP2IsSpokenWhereItIsAskedFor(t *testing.T) {
@@ -175,6 +170,83 @@ func TestNoClientOfHTTP2WritesToTheLog(t *testing.T) {
 	if log := r.log.String(); strings.Contains(log, `"warn"`) || strings.Contains(log, "http2") {
 		t.Errorf("log: %s", log)
 	}
+}
+
+func TestAPanicIsLogged(t *testing.T) {
+	log, network := &lockedBuffer{}, granttest.NewPipe()
+	s := server(config{}, newLogger(log, zap.InfoLevel), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { panic("seen in " + r.Proto) }))
+	enableHTTP2(s, config{})
+	served := make(chan error)
+	go func() { served <- s.Serve(network) }()
+	for proto, transport := range map[string]*http.Transport{"HTTP/1.1": {DialContext: network.Dial}, "HTTP/2.0": speaksHTTP2(network.Dial)} {
+		if got := shown((&http.Client{Transport: transport}).Get("http://localhost")); got != "" {
+			t.Errorf("answered %s", got)
+		}
+		transport.CloseIdleConnections()
+		if !strings.Contains(log.String(), "seen in "+proto) {
+			t.Errorf("the log does not tell of a panic in %s: %s", proto, log)
+		}
+	}
+	_ = s.Close()
+	<-served
+}
+
+// The figures are those of SECURITY.md; what they cost is in capacity.go.
+func TestTheLimitsOfHTTP2AreTold(t *testing.T) {
+	for settings, streams := range map[string]uint32{"MAX_IN_FLIGHT=": 1000, "MAX_IN_FLIGHT=7": 7} {
+		r := runApp(t, nil, "LISTEN_HTTP2=true", settings)
+		conn, from := r.dial(t, preface)
+		told := settingsOf(t, from)
+		want := map[uint16]uint32{3: streams, 4: 32 << 10, 5: 16 << 10} // concurrent streams, room for each, and for a frame (RFC 9113 section 6.5.2)
+		for id, limit := range want {
+			if told[id] != limit {
+				t.Errorf("%s: setting %d is %d, want %d", settings, id, told[id], limit)
+			}
+		}
+		if room := roomOf(t, from); room != streams*32<<10 {
+			t.Errorf("%s: there is room for %d bytes of a connection, want %d", settings, room, streams*32<<10)
+		}
+		_ = conn.Close()
+		r.ends(t)
+	}
+}
+
+// settingsOf reads the SETTINGS that begin what a server says.
+func settingsOf(t *testing.T, from io.Reader) map[uint16]uint32 {
+	t.Helper()
+	kind, payload := frame(t, from)
+	if kind != 4 {
+		t.Fatalf("the first frame is of type %d", kind)
+	}
+	all := map[uint16]uint32{}
+	for ; len(payload) >= 6; payload = payload[6:] {
+		all[binary.BigEndian.Uint16(payload)] = binary.BigEndian.Uint32(payload[2:])
+	}
+	return all
+}
+
+// roomOf reads on to the WINDOW_UPDATE of the connection.
+func roomOf(t *testing.T, from io.Reader) uint32 {
+	t.Helper()
+	for {
+		if kind, payload := frame(t, from); kind == 8 {
+			return 1<<16 - 1 + binary.BigEndian.Uint32(payload)
+		}
+	}
+}
+
+func frame(t *testing.T, from io.Reader) (kind byte, payload []byte) {
+	t.Helper()
+	head := make([]byte, 9)
+	_, err := io.ReadFull(from, head)
+	payload = make([]byte, binary.BigEndian.Uint32(head)>>8)
+	if err == nil {
+		_, err = io.ReadFull(from, payload)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return head[3], payload
 }
 
 // Shutdown.
@@ -355,7 +427,7 @@ func withWindow(t *testing.T, window int, h http.HandlerFunc, test func(t *testi
 	synctest.Test(t, func(t *testing.T) {
 		network := granttest.NewPipe()
 		s := &http.Server{Handler: h}
-		takeHTTP2(s, config{StallTimeout: time.Minute})
+		enableHTTP2(s, config{StallTimeout: time.Minute})
 		served := make(chan error)
 		go func() { served <- s.Serve(stallListener{network, time.Minute}) }()
 		transport := speaksHTTP2(network.Dial)

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -76,51 +77,72 @@ func run(ctx context.Context, environ map[string]string, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	system := os.DirFS("/")
-	memory := tuneRuntime(environ, memoryLimit(system))
-	c := capacity{cfg.MaxInFlight, cfg.MaxConnections}.within(memory, descriptorLimit(system))
-	var adapt func(*http.Transport)
-	if memory > 0 {
-		adapt = frugal
-	}
-	cfg.MaxInFlight, cfg.MaxConnections = c.inFlight, c.connections
 	log := newLogger(stderr, cfg.LogLevel.Level)
 	muteStandardLog(log)
-	proxyListener, err := listen("LISTEN_ADDRESS", cfg.ListenAddress)
+	adapt := cfg.fit(environ, os.DirFS("/"))
+	p, err := openPorts(cfg)
 	if err != nil {
 		return err
 	}
-	defer proxyListener.Close()
-	adminListener, err := listen("ADMIN_ADDRESS", cfg.AdminAddress)
-	if err != nil {
-		return err
+	defer p.close()
+	if p.debug != nil {
+		defer serveDebug(cfg, log, p.debug)()
 	}
-	defer adminListener.Close()
-	if cfg.DebugAddress != "" {
-		debugListener, err := listen("DEBUG_ADDRESS", cfg.DebugAddress)
-		if err != nil {
-			return err
-		}
-		defer serveDebug(cfg, log, debugListener)()
-	}
-	log.Info("token-sidecar is listening", zap.String("version", runningVersion()),
-		zap.Stringer("address", proxyListener.Addr()), zap.Stringer("admin_address", adminListener.Addr()),
-		zap.Stringer("upstream", cfg.UpstreamURL), zap.String("token_endpoint_host", cfg.TokenURL.Host),
-		zap.Int("max_in_flight", c.inFlight), zap.Int("max_connections", c.connections))
-	if len(cfg.unknownFiles) > 0 {
-		log.Warn("files in CONFIG_DIR are named like no variable, and are not read", zap.Strings("files", cfg.unknownFiles))
-	}
-	err = newApp(cfg, log, adapt).serve(ctx, proxyListener, adminListener)
+	announce(log, cfg, p)
+	err = newApp(cfg, log, adapt).serve(ctx, p.proxy, p.admin)
 	log.Info("stopped", zap.Error(err))
 	return err
 }
 
-func listen(variable, address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", variable, err)
+// fit brings Go's runtime, and what is not configured, into line with the
+// limits that the system sets. It returns how transports are to be adapted.
+func (c *config) fit(environ map[string]string, system fs.FS) (adapt func(*http.Transport)) {
+	memory := tuneRuntime(environ, memoryLimit(system))
+	fitting := capacity{c.MaxInFlight, c.MaxConnections}.within(memory, descriptorLimit(system))
+	c.MaxInFlight, c.MaxConnections = fitting.inFlight, fitting.connections
+	if memory > 0 {
+		adapt = frugal
 	}
-	return l, nil
+	return adapt
+}
+
+// ports are what the sidecar listens on; debug may be nil.
+type ports struct{ proxy, admin, debug net.Listener }
+
+func openPorts(cfg config) (p ports, err error) {
+	for _, port := range []struct {
+		variable, address string
+		listener          *net.Listener
+	}{
+		{"LISTEN_ADDRESS", cfg.ListenAddress, &p.proxy}, {"ADMIN_ADDRESS", cfg.AdminAddress, &p.admin}, {"DEBUG_ADDRESS", cfg.DebugAddress, &p.debug},
+	} {
+		if port.address == "" {
+			continue
+		}
+		if *port.listener, err = net.Listen("tcp", port.address); err != nil {
+			p.close()
+			return p, fmt.Errorf("%s: %w", port.variable, err)
+		}
+	}
+	return p, nil
+}
+
+func (p ports) close() {
+	for _, l := range []net.Listener{p.proxy, p.admin, p.debug} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+}
+
+func announce(log *zap.Logger, cfg config, p ports) {
+	log.Info("token-sidecar is listening", zap.String("version", runningVersion()),
+		zap.Stringer("address", p.proxy.Addr()), zap.Stringer("admin_address", p.admin.Addr()),
+		zap.Stringer("upstream", cfg.UpstreamURL), zap.String("token_endpoint_host", cfg.TokenURL.Host),
+		zap.Int("max_in_flight", cfg.MaxInFlight), zap.Int("max_connections", cfg.MaxConnections))
+	if len(cfg.unknownFiles) > 0 {
+		log.Warn("files in CONFIG_DIR are named like no variable, and are not read", zap.Strings("files", cfg.unknownFiles))
+	}
 }
 
 func newLogger(w io.Writer, level zapcore.Level) *zap.Logger {

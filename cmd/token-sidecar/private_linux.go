@@ -22,7 +22,8 @@ func forbidDumps() error {
 // eraseFromEnvironment overwrites the values of variables where the kernel put
 // them when this process began, which no unsetenv reaches: /proc/PID/environ
 // shows that place to root, and to the agents that collect what it finds.
-// It has no use for the process's own copies, and must precede forbidDumps.
+// What os.Getenv returns is a copy made before, and stays. Call it before
+// forbidDumps, after which /proc/self/mem can be opened by root alone.
 func eraseFromEnvironment(names []string) error {
 	stat, err := os.ReadFile("/proc/self/stat")
 	if err != nil {

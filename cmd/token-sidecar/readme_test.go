@@ -138,6 +138,14 @@ func TestHelpTextNamesEveryReason(t *testing.T) {
 	}
 }
 
+func TestHelpTextNamesEveryForbiddenMethod(t *testing.T) {
+	for _, method := range proxy.ForbiddenMethods {
+		if !regexp.MustCompile("ALLOWED_METHODS.*all but.*" + method + ".* never are").MatchString(configurationTable()) {
+			t.Errorf("no help text tells that %s is never allowed", method)
+		}
+	}
+}
+
 func TestEveryVariableIsDocumented(t *testing.T) {
 	for _, v := range variables() {
 		if v.name == "" || v.help == "" || !strings.HasSuffix(v.help, ".") {

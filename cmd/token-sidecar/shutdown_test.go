@@ -60,6 +60,15 @@ func runApp(t *testing.T, h http.HandlerFunc, environ ...string) *running {
 	return r
 }
 
+// ends stops the sidecar, which must not fail.
+func (r *running) ends(t *testing.T) {
+	t.Helper()
+	r.stop()
+	if err := <-r.done; err != nil {
+		t.Error(err)
+	}
+}
+
 func listener(t *testing.T) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -118,10 +127,7 @@ func TestAClientThatClosesItsSideGetsItsAnswer(t *testing.T) {
 			t.Errorf("%q: after the answer: %q, %v, want the end", request, rest, err)
 		}
 	}
-	r.stop()
-	if err := <-r.done; err != nil {
-		t.Error(err)
-	}
+	r.ends(t)
 }
 
 func TestABodyThatBreaksOffIsNotTakenForAHalfClosedClient(t *testing.T) {
@@ -133,10 +139,7 @@ func TestABodyThatBreaksOffIsNotTakenForAHalfClosedClient(t *testing.T) {
 	c, _ := r.dial(t, "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nhalf")
 	_ = c.CloseWrite()
 	<-ended
-	r.stop()
-	if err := <-r.done; err != nil {
-		t.Error(err)
-	}
+	r.ends(t)
 }
 
 func TestTunnelsAreCutOffAtTheDeadline(t *testing.T) {
@@ -159,10 +162,7 @@ func TestTunnelsAreCutOffAtTheDeadline(t *testing.T) {
 	if hello, err := answer.Peek(5); string(hello) != "hello" {
 		t.Fatalf("through the tunnel: %q, %v", hello, err)
 	}
-	r.stop()
-	if err := <-r.done; err != nil {
-		t.Error(err)
-	}
+	r.ends(t)
 	if _, err := io.ReadAll(answer); err != nil {
 		t.Errorf("the end of the tunnel: %v", err)
 	}

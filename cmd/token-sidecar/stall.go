@@ -42,8 +42,8 @@ func (c *stallConn) Write(p []byte) (written int, err error) {
 }
 
 // stallHandler does for the streams of HTTP/2 what a stallListener does for
-// connections: a client can take what others are sent, and grant one stream no
-// room for any more (RFC 9113 section 5.2).
+// connections: a client may read its other streams, and never open the window
+// of one (RFC 9113 section 5.2).
 func stallHandler(next http.Handler, patience time.Duration) http.Handler {
 	if patience == 0 {
 		return next

@@ -15,6 +15,8 @@ import (
 	"sync/atomic"
 
 	"go.uber.org/zap"
+
+	"github.com/token-sidecar/token-sidecar/proxy"
 )
 
 // tlsFiles say by whom a server's certificate may be signed, and what we show
@@ -28,7 +30,7 @@ type identity struct {
 }
 
 // read returns what the files hold, and a sum by which it can be told from
-// other contents, or from other faults.
+// other contents.
 func (f tlsFiles) read() (identity, [sha256.Size]byte, error) {
 	var contents [3][]byte
 	var err error
@@ -39,7 +41,7 @@ func (f tlsFiles) read() (identity, [sha256.Size]byte, error) {
 			contents[i], fault = os.ReadFile(path)
 			err = cmp.Or(err, fault)
 		}
-		fmt.Fprintf(sum, "%d %v\n%s", len(contents[i]), err, contents[i])
+		fmt.Fprintf(sum, "%d\n%s", len(contents[i]), contents[i])
 	}
 	var id identity
 	if err == nil {
@@ -111,17 +113,16 @@ type leg struct {
 	files   tlsFiles
 	build   func() *http.Transport
 	current atomic.Pointer[http.Transport]
-	seen    [sha256.Size]byte // of what the files held last; watch's
+	seen    [sha256.Size]byte // of what the files held that is in use; watch's
 }
 
 func newLeg(files tlsFiles, build func() *http.Transport) *leg {
-	l := &leg{files: files, build: build}
 	id, sum, err := files.read()
 	if err != nil { // since the configuration was checked: nobody is trusted until that is over
-		id, sum = identity{roots: x509.NewCertPool()}, [sha256.Size]byte{}
+		id = identity{roots: x509.NewCertPool()}
 	}
+	l := &leg{files: files, build: build, seen: sum}
 	l.use(id)
-	l.seen = sum
 	return l
 }
 
@@ -145,16 +146,17 @@ func (l *leg) watch(ctx context.Context, log *zap.Logger, changed func()) {
 	if l.files == (tlsFiles{}) {
 		return
 	}
+	complain := proxy.OncePerMinute(log)
 	poll(ctx, func() {
 		id, sum, err := l.files.read()
+		if err != nil {
+			complain.Warn("certificates have changed and cannot be used: those before stay in use", zap.Error(err))
+			return
+		}
 		if sum == l.seen {
 			return
 		}
 		l.seen = sum
-		if err != nil {
-			log.Warn("certificates have changed and cannot be used: those before stay in use", zap.Error(err))
-			return
-		}
 		l.use(id).CloseIdleConnections()
 		log.Info("certificates have changed: new connections use them",
 			zap.String("ca_file", l.files.ca), zap.String("cert_file", l.files.cert))

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -19,7 +18,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
@@ -119,7 +117,7 @@ type choosyServer struct {
 	seen   map[string]string // by path: the last client's name, and protocol
 }
 
-func newChoosyServer(provider *granttest.Server, network *granttest.Pipe) *choosyServer {
+func newChoosyServer(provider *granttest.Server) *choosyServer {
 	s := &choosyServer{seen: map[string]string{}}
 	s.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
@@ -128,8 +126,6 @@ func newChoosyServer(provider *granttest.Server, network *granttest.Pipe) *choos
 		provider.ServeHTTP(w, r)
 	}))
 	s.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
-	s.Listener.Close()
-	s.Listener = network
 	s.EnableHTTP2 = true
 	s.TLS = &tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 		s.mu.Lock()
@@ -174,35 +170,14 @@ func TestCertificatesOfBothLegsAreTakenUpWhenTheyChange(t *testing.T) {
 	f.write("cert", client.certificate)
 	f.write("key", client.key)
 
-	synctest.Test(t, func(t *testing.T) {
-		cfg, err := loadConfig(f.environ())
-		if err != nil {
-			t.Fatal(err)
-		}
-		provider, network := &granttest.Server{}, granttest.NewPipe()
-		web := newChoosyServer(provider, network)
-		web.be(t, first, server)
-		web.StartTLS()
-		defer web.Close()
-		log := &lockedBuffer{}
-		a := newApp(cfg, newLogger(log, zap.InfoLevel), func(tr *http.Transport) {
-			tr.DialContext, tr.TLSClientConfig.ServerName = network.Dial, "example.com"
-		})
-		ctx, stop := context.WithCancel(t.Context())
-		local, admin := granttest.NewPipe(), granttest.NewPipe()
-		served := make(chan error)
-		go func() { served <- a.serve(ctx, local, admin) }()
-		app := &http.Transport{DialContext: local.Dial}
-		defer func() {
-			app.CloseIdleConnections()
-			stop()
-			<-served
-		}()
-		s := &stack{t: t, provider: provider, app: &http.Client{Transport: app}, log: log}
+	provider := &granttest.Server{}
+	web := newChoosyServer(provider)
+	web.be(t, first, server)
+	withServer(t, f.environ(), provider, web.Server, func(s *stack) {
 		afterAWhile := func() string {
-			time.Sleep(11 * time.Second) // the files are looked at, but not just now, and idle connections end
+			time.Sleep(61 * time.Second) // the files are looked at, and complained of again; idle connections end
 			s.get("/orders")
-			return log.String()
+			return s.log.String()
 		}
 
 		s.get("/orders")
@@ -230,7 +205,7 @@ func TestCertificatesOfBothLegsAreTakenUpWhenTheyChange(t *testing.T) {
 		if got := provider.Stats(); got.ClientCredentials != 2 || got.APIRefused != 0 {
 			t.Errorf("got %+v, want a full grant with each certificate", got)
 		}
-		if strings.Contains(log.String(), "PRIVATE KEY") {
+		if strings.Contains(s.log.String(), "PRIVATE KEY") {
 			t.Error("the log holds a key")
 		}
 	})
@@ -259,6 +234,32 @@ func TestTheBundleAloneVouches(t *testing.T) {
 		if err == nil {
 			resp.Body.Close()
 		}
+	}
+}
+
+func TestTheUpstreamMustSpeakTLS12OrLater(t *testing.T) {
+	for version, want := range map[uint16]bool{tls.VersionTLS11: false, tls.VersionTLS12: true, tls.VersionTLS13: true} {
+		server := httptest.NewUnstartedServer(http.NotFoundHandler())
+		server.TLS = &tls.Config{MinVersion: version, MaxVersion: version}
+		server.Config.ErrorLog = zap.NewStdLog(zap.NewNop())
+		server.StartTLS()
+		f := folder{t, t.TempDir()}
+		f.write("ca", encode("CERTIFICATE", server.Certificate().Raw))
+		cfg, err := loadConfig(map[string]string{
+			"UPSTREAM_URL": server.URL, "TOKEN_URL": server.URL, "CLIENT_ID": "id", "CLIENT_AUTH_METHOD": "none", "UPSTREAM_CA_FILE": f.file("ca"),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", server.URL, nil)
+		resp, err := newApp(cfg, zap.NewNop(), nil).toUpstream.RoundTrip(req)
+		if (err == nil) != want {
+			t.Errorf("%s: got %v", tls.VersionName(version), err)
+		}
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+		server.Close()
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 
 	"go.uber.org/zap/zapcore"
 
-	"github.com/token-sidecar/token-sidecar/tokencache"
 	"github.com/token-sidecar/token-sidecar/tokencache/grant"
 )
 
@@ -57,7 +56,8 @@ func (u *upstreamURL) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// A commaList is what stands between commas.
+// A commaList is what stands between commas. One that holds nothing is a
+// fault, for to allow nothing would be taken for no limit at all.
 type commaList []string
 
 func (l *commaList) UnmarshalText(text []byte) error {
@@ -65,6 +65,9 @@ func (l *commaList) UnmarshalText(text []byte) error {
 		if item = strings.TrimSpace(item); item != "" {
 			*l = append(*l, item)
 		}
+	}
+	if *l == nil {
+		return errors.New("holds nothing but commas and blanks: leave it out, or name what it is to hold")
 	}
 	return nil
 }
@@ -101,17 +104,6 @@ func (p *proxyURL) UnmarshalText(text []byte) error {
 	}
 	p.proxy = http.ProxyURL(u)
 	return nil
-}
-
-func (p *proxyURL) fromFile(f faults, path, name string) {
-	var url tokencache.Secret
-	if fromFile(f, &url, path, name); url.IsZero() {
-		return
-	}
-	f.unless(p.proxy == nil, name, "is set beside the variable without _FILE: set one of them")
-	if err := p.UnmarshalText([]byte(url.Reveal())); err != nil {
-		f.add(name, err.Error())
-	}
 }
 
 // A clientAuth is a method of client authentication that knows its name.
