@@ -91,7 +91,7 @@ func (g Guard) rules(base string, wholeURLs bool) *rules {
 
 func denied(status int, reason, cause, message string) *failure {
 	errorType := "http_request_denied"
-	if status == http.StatusBadRequest {
+	if status == http.StatusBadRequest || status == http.StatusRequestHeaderFieldsTooLarge {
 		errorType = "http_request_error"
 	}
 	return &failure{status: status, reason: reason, cause: cause, message: message, proxyStatus: errorType}
@@ -120,6 +120,8 @@ var (
 		"The field %q has some servers take the request for another, past ALLOWED_METHODS, ALLOWED_PATHS or the path of UPSTREAM_URL.")
 	refusedTrailer = denied(http.StatusBadRequest, "header_refused", "trailer",
 		"The field %q must not come as a trailer, where some servers would take it for a header.")
+	refusedTrailers = denied(http.StatusRequestHeaderFieldsTooLarge, "header_refused", "trailers",
+		fmt.Sprintf("The field Trailer announces more than %d fields.", maxTrailers))
 	refusedCrossSite = denied(http.StatusForbidden, "header_refused", "cross_site",
 		"A page of another site had a browser send this, as Sec-Fetch-Site tells: ALLOW_CROSS_SITE=true lets it pass.")
 )
@@ -234,8 +236,15 @@ var noTrailers = []string{
 	"Cache-Control", "Expect", "Max-Forwards", "Range", "Pragma",
 }
 
+// maxTrailers is more than requests are known to have. One field announces them
+// all, and costs fifty times its length.
+const maxTrailers = 32
+
 // refusedAsTrailer looks at what is announced; nothing else is sent on.
 func refusedAsTrailer(announced http.Header) *failure {
+	if len(announced) > maxTrailers {
+		return refusedTrailers
+	}
 	for name := range announced {
 		if slices.Contains(noTrailers, hyphenated(name)) {
 			return refusedTrailer.naming(name)

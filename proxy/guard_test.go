@@ -37,6 +37,7 @@ func TestARefusalSaysWhy(t *testing.T) {
 		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: cross-site\r\n\r\n", "header_refused", `http_request_denied; details="cross_site"`, 403, map[string]any{"reason": "cross_site"}},
 		{"GET /orders HTTP/1.1\r\nHost: localhost\r\nX-HTTP-Method-Override: PUT\r\n\r\n", "header_refused", `http_request_error; details="override"`, 400, map[string]any{"reason": "override"}},
 		{"POST /orders HTTP/1.1\r\nHost: localhost\r\nTrailer: X-Sum, authorization\r\nTransfer-Encoding: chunked\r\n\r\n", "header_refused", `http_request_error; details="trailer"`, 400, map[string]any{"reason": "trailer"}},
+		{"POST /orders HTTP/1.1\r\nHost: localhost\r\nTrailer: " + names(33) + "\r\nTransfer-Encoding: chunked\r\n\r\n", "header_refused", `http_request_error; details="trailers"`, 431, map[string]any{"reason": "trailers"}},
 		{"GET /items HTTP/1.1\r\nHost: localhost\r\n\r\n", "path_refused", "http_request_denied", 403, map[string]any{}},
 		{"POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nbegun", "path_refused", "http_request_denied", 403, map[string]any{}},
 	} {
@@ -55,6 +56,15 @@ func TestARefusalSaysWhy(t *testing.T) {
 			t.Errorf("failures = %s, want %s", got, want)
 		}
 	}
+}
+
+// names are n different ones.
+func names(n int) string {
+	var b strings.Builder
+	for i := range n {
+		_, _ = fmt.Fprintf(&b, "X-%d,", i)
+	}
+	return b.String()
 }
 
 func TestARefusalNamesWhatIsRefused(t *testing.T) {
@@ -173,6 +183,7 @@ func TestUnderscoresPassWhenTheyAreAllowed(t *testing.T) {
 func TestWhatIsAllowedPasses(t *testing.T) {
 	tr := newTrial(t, proxy.Config{Guard: proxy.Guard{Methods: []string{"GET"}, Paths: []string{"/orders"}, Hosts: []string{"", "gateway.test"}}})
 	for _, says := range []string{
+		"GET /orders HTTP/1.1\r\nHost: gateway.test\r\nTrailer: " + names(32) + "\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"GET /orders?a=b HTTP/1.1\r\nHost: gateway.test\r\n\r\n",
 		"GET /orders/7%2F8 HTTP/1.1\r\nHost: 10.0.0.7:8080\r\n\r\n",
 	} {

@@ -185,6 +185,7 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, f *failure) {
 	if f.status == http.StatusMethodNotAllowed {
 		w.Header().Set("Allow", h.guard.allow)
 	}
+	r.Trailer = nil // the server keeps r until the body has come
 	if r.ContentLength != 0 && r.ProtoMajor == 1 {
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(shedPatience))
 		w.Header().Set("Connection", "close")

@@ -47,10 +47,31 @@ func adminHandler(p *probes, reg *prometheus.Registry, quit func()) http.Handler
 // ownPatience is how long a client of the admin or the debug port may take.
 const ownPatience = 10 * time.Second
 
+// newAdminServer serves each client once: few may be served at a time, and
+// nobody asks more than once in a while.
+func newAdminServer(cfg config, log *zap.Logger, h http.Handler) *http.Server {
+	s := ownServer(cfg, log, h, cfg.adminGuard())
+	s.WriteTimeout = ownPatience
+	s.SetKeepAlivesEnabled(false)
+	return s
+}
+
 // ownServer serves a port of the sidecar's own, where requests have no bodies.
 // guard knows the names it is called by.
 func ownServer(cfg config, log *zap.Logger, h http.Handler, guard proxy.Guard) *http.Server {
 	return server(cfg, log, noBodies(noPages(guard, h)))
+}
+
+// A roomyListener lets a whole answer go out at once: a client that takes none
+// of it keeps nobody else from a port that few may use at a time.
+type roomyListener struct{ net.Listener }
+
+func (l roomyListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if tcp, ok := c.(*net.TCPConn); ok {
+		_ = tcp.SetWriteBuffer(256 << 10)
+	}
+	return c, err
 }
 
 // noBodies has a server not wait for a body that a client has announced, which

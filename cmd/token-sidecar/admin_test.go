@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -103,6 +104,38 @@ func TestTheDebugPortIsCalledByLoopbackAlone(t *testing.T) {
 			t.Errorf("%s: %s, want %s", host, got, want)
 		}
 	}
+}
+
+func TestWhoReadsNoAnswerKeepsNobodyFromTheAdminPort(t *testing.T) {
+	const large = 200 << 10 // more than /metrics ever is
+	h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(make([]byte, large))
+	})
+	s, l := newAdminServer(config{}, zap.NewNop(), h), listener(t)
+	served, closed := make(chan error), make(chan struct{})
+	s.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			close(closed)
+		}
+	}
+	go func() { served <- s.Serve(roomyListener{l}) }()
+	elsewhere := net.Dialer{Control: func(_, _ string, c syscall.RawConn) error { // where segments are small, as on a network
+		return c.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, 536) })
+	}}
+	conn, err := elsewhere.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	_, _ = io.WriteString(conn, strings.Repeat("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n", 10))
+	<-closed
+	answers, err := io.ReadAll(conn)
+	if got := len(answers); err != nil || got < large || got > 2*large {
+		t.Errorf("got %d bytes, %v", got, err)
+	}
+	_ = s.Close()
+	<-served
 }
 
 // Whoever reaches a port has no way to keep others from it.

@@ -60,8 +60,7 @@ func newApp(cfg config, log *zap.Logger, adapt func(*http.Transport)) *app {
 	a.cache = a.newCache(m)
 	a.proxy = a.newProxyServer(m)
 	a.probe = &probes{tokens: a.cache}
-	a.admin = ownServer(cfg, log, adminHandler(a.probe, reg, a.onQuit()), cfg.adminGuard())
-	a.admin.WriteTimeout = ownPatience
+	a.admin = newAdminServer(cfg, log, adminHandler(a.probe, reg, a.onQuit()))
 	return a
 }
 
@@ -212,8 +211,8 @@ func (a *app) serve(ctx context.Context, proxyListener, adminListener net.Listen
 	running.Go(func() { a.toTokens.watch(background, a.log, a.cache.Renew) }) // a certificate may be a credential
 	running.Go(func() { a.toUpstream.watch(background, a.log, func() {}) })
 	failed := make(chan error, 2)
-	proxyListener = newConnections(a.cfg.MaxConnections, settled).limit(a.proxy, halfCloseListener{stallListener{proxyListener, a.cfg.StallTimeout}})
-	adminListener = newConnections(adminConnections, settledAdmin).limit(a.admin, adminListener)
+	proxyListener = newConnections(a.cfg.MaxConnections, settled).limit(a.proxy, halfCloseListener{stallListener{proxyListener, a.cfg.StallTimeout}, a.cfg.HalfCloseTimeout})
+	adminListener = newConnections(adminConnections, settledAdmin).limit(a.admin, roomyListener{adminListener})
 	go func() { failed <- a.proxy.Serve(proxyListener) }()
 	go func() { failed <- a.admin.Serve(adminListener) }()
 

@@ -9,15 +9,17 @@ import (
 	"github.com/token-sidecar/token-sidecar/proxy"
 )
 
-// complaints passes on what a server of net/http has to say, but for what
-// HTTP/2 makes it say of clients and of trailers: that is theirs to cause, and
-// quotes them. A panic in a handler must be seen.
+// complaints passes on what a server of net/http says of itself. The rest is
+// for clients and the upstream to cause, and quotes them.
 type complaints struct{ log *zap.Logger }
 
 func (c complaints) Write(line []byte) (int, error) {
 	text := strings.TrimSuffix(string(line), "\n")
-	if strings.HasPrefix(text, "http: ") || strings.HasPrefix(text, "http2: panic ") {
-		c.log.Warn(text)
+	switch {
+	case strings.HasPrefix(text, "http: Accept error"):
+		c.log.Warn("a connection cannot be accepted", zap.String("error", text))
+	case strings.HasPrefix(text, "http: panic "), strings.HasPrefix(text, "http2: panic "):
+		c.log.Error("a fault of the sidecar's own: please report it", zap.String("panic", text))
 	}
 	return len(line), nil
 }

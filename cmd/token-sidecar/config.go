@@ -42,7 +42,7 @@ type config struct {
 	TokenHeaders         tokencache.Secret `env:"TOKEN_HEADERS,unset" help:"Further headers of every token request, written like TOKEN_PARAMETERS."`
 	TokenHeadersFile     string            `env:"TOKEN_HEADERS_FILE" help:"A file that holds TOKEN_HEADERS instead."`
 	RefreshURL           endpointURL       `env:"REFRESH_URL,unset" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`
-	RevocationURL        endpointURL       `env:"REVOCATION_URL,unset" help:"Where tokens are revoked (RFC 7009) when the sidecar ends, for two seconds at most. By default they are left to expire."`
+	RevocationURL        endpointURL       `env:"REVOCATION_URL,unset" help:"Where tokens are revoked (RFC 7009) when the sidecar ends, for two seconds at most, by requests like those for tokens. By default they are left to expire."`
 	RefreshClientAuth    bool              `env:"REFRESH_CLIENT_AUTH" envDefault:"true" help:"Whether the client proves itself when it refreshes, as RFC 6749 demands. Some servers want the refresh token alone."`
 	TokenRequestTimeout  time.Duration     `env:"TOKEN_REQUEST_TIMEOUT" envDefault:"10s" help:"The most that one token request may take."`
 	TokenProxyURL        proxyURL          `env:"TOKEN_PROXY_URL,unset" help:"A proxy for token requests: its URL, or environment to heed HTTPS_PROXY and its like. None by default, whatever the environment says."`
@@ -75,10 +75,11 @@ type config struct {
 	AllowCrossSite         bool      `env:"ALLOW_CROSS_SITE" envDefault:"false" help:"Whether web pages of other sites may send requests through a browser, as the field Sec-Fetch-Site tells."`
 	AllowUnderscoreHeaders bool      `env:"ALLOW_UNDERSCORE_HEADERS" envDefault:"false" help:"Whether requests may have header names with an underscore, which many servers cannot tell from a hyphen."`
 
-	MaxHeaderBytes int           `env:"MAX_HEADER_BYTES" envDefault:"65536" help:"The most that the head of a request may take, and 4096 more. It may have 128 fields."`
-	HeaderTimeout  time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"The most that the head of a request may take to come."`
-	IdleTimeout    time.Duration `env:"IDLE_TIMEOUT" envDefault:"1m" help:"How long an idle connection of a client is kept."`
-	StallTimeout   time.Duration `env:"STALL_TIMEOUT" envDefault:"1m" help:"How long a client may send nothing of a body that is not answered yet, or take nothing of what is there for it, before it is cut off; 0: for ever. Long polls, streams, gRPC calls and websockets may pause for as long as they like."`
+	MaxHeaderBytes   int           `env:"MAX_HEADER_BYTES" envDefault:"65536" help:"The most that the head of a request may take, and 4096 more. It may have 128 fields, and announce 32 trailers."`
+	HeaderTimeout    time.Duration `env:"HEADER_TIMEOUT" envDefault:"10s" help:"The most that the head of a request may take to come."`
+	IdleTimeout      time.Duration `env:"IDLE_TIMEOUT" envDefault:"1m" help:"How long an idle connection of a client is kept."`
+	StallTimeout     time.Duration `env:"STALL_TIMEOUT" envDefault:"1m" help:"How long a client may send nothing of a body that is not answered yet, or take nothing of what is there for it, before it is cut off; 0: for ever. Long polls, streams, gRPC calls and websockets may pause for as long as they like."`
+	HalfCloseTimeout time.Duration `env:"HALF_CLOSE_TIMEOUT" envDefault:"10s" help:"How long a client that has closed its sending side after a request is waited with for more of the answer; 0: for ever. One that has left cannot be told from it, and counts as in flight."`
 
 	AllowRemoteClients bool `env:"ALLOW_REMOTE_CLIENTS" envDefault:"false" help:"Permits a LISTEN_ADDRESS beyond loopback. Whoever reaches it acts with your credentials."`
 	AllowPlainHTTP     bool `env:"ALLOW_PLAIN_HTTP" envDefault:"false" help:"Permits http:// to other machines, for UPSTREAM_URL, TOKEN_URL, REFRESH_URL and REVOCATION_URL. Whoever is on the way reads the credentials."`
@@ -178,7 +179,7 @@ func (c *config) validateNumbers(f faults) {
 	for name, d := range map[string]time.Duration{
 		"MAX_LIFETIME": c.MaxLifetime, "EXPIRY_LEEWAY": c.ExpiryLeeway, "TOKEN_WAIT": c.TokenWait,
 		"UPSTREAM_RESPONSE_TIMEOUT": c.UpstreamResponseTimeout, "DRAIN_TIMEOUT": c.DrainTimeout, "SHUTDOWN_DELAY": c.ShutdownDelay,
-		"STALL_TIMEOUT": c.StallTimeout,
+		"STALL_TIMEOUT": c.StallTimeout, "HALF_CLOSE_TIMEOUT": c.HalfCloseTimeout,
 	} {
 		f.unless(d >= 0, name, "want a duration of 0 or more, such as 10s")
 	}

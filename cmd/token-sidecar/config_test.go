@@ -130,7 +130,7 @@ func TestFaultsThatOnlyShowLaterAreToldAtTheStart(t *testing.T) {
 		{"ALLOWED_PATHS", "orders"}, {"ALLOWED_PATHS", "//orders"}, {"DEBUG_ADDRESS", ":6060"}, {"DEBUG_ADDRESS", "10.0.0.7:6060"}, {"DEBUG_ADDRESS", "127.0.0.1"},
 		{"DEBUG_ADDRESS", "127.0.0.1:x"}, {"DEBUG_ADDRESS", "127.0.0.1:99999"}, {"DEBUG_ADDRESS", "127.0.0.1:8080"}, {"DEBUG_ADDRESS", "127.0.0.1:9090"},
 		{"ALLOWED_HOSTS", ","}, {"ALLOWED_METHODS", " , "}, {"ALLOWED_PATHS", ","}, {"RESOURCE", " "}, {"RESOURCE", "https://a.test, b"},
-		{"MAX_HEADER_BYTES", "0"}, {"HEADER_TIMEOUT", "0"}, {"IDLE_TIMEOUT", "0s"}, {"STALL_TIMEOUT", "-1s"}, {"ADMIN_QUIT", "perhaps"},
+		{"MAX_HEADER_BYTES", "0"}, {"HEADER_TIMEOUT", "0"}, {"IDLE_TIMEOUT", "0s"}, {"STALL_TIMEOUT", "-1s"}, {"HALF_CLOSE_TIMEOUT", "-1s"}, {"ADMIN_QUIT", "perhaps"},
 		{"LOG_LEVEL", "fatal"}, {"CLIENT_ID", `"id"`}, {"SCOPE", "'read'"},
 	} {
 		environ := maps.Clone(good)

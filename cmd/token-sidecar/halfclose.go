@@ -10,32 +10,32 @@ import (
 	"time"
 )
 
-// patienceForHalfClosed bounds how long a client that has closed its side may
-// be written nothing. One that has left cannot be told from it until then, and
-// holds the place of a request.
-const patienceForHalfClosed = 10 * time.Second
-
 // A halfCloseListener serves clients that close their sending side after a
 // request, as old ones do, and still want the answer. Net/http takes that for
 // a client that has left, and cancels the request: while it is being served a
 // read of one byte waits for exactly this. Here that read does not end before
 // the request does. A client that has left altogether is found out when the
-// answer cannot be written.
-type halfCloseListener struct{ net.Listener }
+// answer cannot be written, or given up when nothing was to be written for so
+// long: until then it holds the place of a request.
+type halfCloseListener struct {
+	net.Listener
+	patience time.Duration // 0: for ever
+}
 
 func (l halfCloseListener) Accept() (net.Conn, error) {
 	c, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
-	return &halfCloseConn{conn: conn{c}, over: make(chan struct{})}, nil
+	return &halfCloseConn{conn: conn{c}, patience: l.patience, over: make(chan struct{})}, nil
 }
 
 type halfCloseConn struct {
 	conn
-	mu    sync.Mutex
-	over  chan struct{} // closed when a waiting read is to end
-	wrote atomic.Bool   // since it began to wait
+	patience time.Duration
+	mu       sync.Mutex
+	over     chan struct{} // closed when a waiting read is to end
+	wrote    atomic.Bool   // since it began to wait
 }
 
 func (c *halfCloseConn) Read(p []byte) (int, error) {
@@ -48,10 +48,14 @@ func (c *halfCloseConn) Read(p []byte) (int, error) {
 	}
 	for {
 		c.wrote.Store(false)
+		var late <-chan time.Time
+		if c.patience > 0 {
+			late = time.After(c.patience)
+		}
 		select {
 		case <-over:
 			return 0, os.ErrDeadlineExceeded
-		case <-time.After(patienceForHalfClosed):
+		case <-late:
 			if !c.wrote.Load() {
 				return 0, io.EOF
 			}
@@ -68,10 +72,11 @@ func (c *halfCloseConn) Write(p []byte) (int, error) {
 // SetReadDeadline ends a waiting read if the deadline has passed, which is how
 // net/http calls it back when the request is served.
 func (c *halfCloseConn) SetReadDeadline(t time.Time) error {
+	err := c.Conn.SetReadDeadline(t) // first, or a read that begins in between would wait
 	if !t.IsZero() && time.Until(t) <= 0 {
 		c.end()
 	}
-	return c.Conn.SetReadDeadline(t)
+	return err
 }
 
 func (c *halfCloseConn) Close() error {

@@ -47,7 +47,7 @@ func (h *head) read(p []byte) int {
 		switch {
 		case !empty:
 			h.lines++
-		case h.lines > 0: // before that it is one of those that RFC 9112 section 2.2 has servers ignore
+		default: // it ends a head, or is one of those that RFC 9112 section 2.2 has servers ignore
 			h.lines = 0
 			return at
 		}

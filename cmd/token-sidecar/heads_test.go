@@ -26,6 +26,7 @@ func TestAHeadHasSoManyFieldsAtMost(t *testing.T) {
 	body := strings.Repeat("line\n\n", 1000)
 	post := fmt.Sprintf("POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
 	chunked := "POST / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" + strings.Repeat("1\r\n\n\r\n", 1000) + "0\r\n\r\n"
+	short := "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 400\r\n\r\n" + strings.Repeat("a\n", 200)
 	for name, test := range map[string]struct{ says, answers string }{
 		"as many as may be":          {get + most + "\r\n", "200"},
 		"one more":                   {get + tooMany + "\r\n", "431"},
@@ -35,6 +36,7 @@ func TestAHeadHasSoManyFieldsAtMost(t *testing.T) {
 		"lines of a body":            {post + get + "\r\n", "200 200"},
 		"lines of chunks":            {chunked + get + "\r\n", "200 200"},
 		"behind a body":              {post + get + fields(3*maxFields), "200 431"},
+		"lines of many bodies":       {strings.Repeat(short, 100) + get + most + "\r\n", strings.TrimSpace(strings.Repeat("200 ", 101))},
 		"behind an empty line":       {post + "\r\n\r\n" + get + fields(3*maxFields), "200 431"},
 		"an empty line by CR alone":  {get + "\r\r\n" + fields(5000), "400"},
 		"folded lines":               {get + "a: b\r\n" + strings.Repeat(" c\r\n", 5000), "431"},

@@ -172,23 +172,29 @@ func TestNoClientOfHTTP2WritesToTheLog(t *testing.T) {
 	}
 }
 
-func TestAPanicIsLogged(t *testing.T) {
-	log, network := &lockedBuffer{}, granttest.NewPipe()
-	s := server(config{}, newLogger(log, zap.InfoLevel), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { panic("seen in " + r.Proto) }))
-	enableHTTP2(s, config{})
-	served := make(chan error)
-	go func() { served <- s.Serve(network) }()
-	for proto, transport := range map[string]*http.Transport{"HTTP/1.1": {DialContext: network.Dial}, "HTTP/2.0": speaksHTTP2(network.Dial)} {
-		if got := shown((&http.Client{Transport: transport}).Get("http://localhost")); got != "" {
-			t.Errorf("answered %s", got)
+func TestAPanicIsLoggedOnceAMinute(t *testing.T) {
+	for proto, over := range map[string]func(*granttest.Pipe) *http.Transport{
+		"HTTP/1.1": func(p *granttest.Pipe) *http.Transport { return &http.Transport{DialContext: p.Dial} },
+		"HTTP/2.0": func(p *granttest.Pipe) *http.Transport { return speaksHTTP2(p.Dial) },
+	} {
+		log, network := &lockedBuffer{}, granttest.NewPipe()
+		s := server(config{}, newLogger(log, zap.ErrorLevel), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { panic("seen in " + r.Proto) }))
+		enableHTTP2(s, config{})
+		served := make(chan error)
+		go func() { served <- s.Serve(network) }()
+		transport := over(network)
+		for range 2 {
+			if got := shown((&http.Client{Transport: transport}).Get("http://localhost")); got != "" {
+				t.Errorf("answered %s", got)
+			}
 		}
 		transport.CloseIdleConnections()
-		if !strings.Contains(log.String(), "seen in "+proto) {
-			t.Errorf("the log does not tell of a panic in %s: %s", proto, log)
+		_ = s.Close()
+		<-served
+		if got := strings.Count(log.String(), "seen in "+proto); got != 1 {
+			t.Errorf("the log tells of %d panics in %s: %s", got, proto, log)
 		}
 	}
-	_ = s.Close()
-	<-served
 }
 
 // The figures are those of SECURITY.md; what they cost is in capacity.go.

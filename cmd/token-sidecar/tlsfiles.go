@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"sync/atomic"
 
 	"go.uber.org/zap"
@@ -37,9 +36,8 @@ func (f tlsFiles) read() (identity, [sha256.Size]byte, error) {
 	sum := sha256.New()
 	for i, path := range []string{f.ca, f.cert, f.key} {
 		if path != "" {
-			var fault error
-			contents[i], fault = os.ReadFile(path)
-			err = cmp.Or(err, fault)
+			content, fault := readSetting(path)
+			contents[i], err = []byte(content), cmp.Or(err, fault)
 		}
 		fmt.Fprintf(sum, "%d\n%s", len(contents[i]), contents[i])
 	}

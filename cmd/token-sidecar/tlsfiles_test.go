@@ -274,7 +274,7 @@ func TestFaultsOfCertificatesAreToldByVariable(t *testing.T) {
 		f.write(name, content)
 	}
 	for _, tt := range []struct{ name, value, says string }{
-		{"TOKEN_CA_FILE", f.file("absent"), "TOKEN_CA_FILE: open .*absent: no such file"},
+		{"TOKEN_CA_FILE", f.file("absent"), "TOKEN_CA_FILE: stat .*absent: no such file"},
 		{"TOKEN_CA_FILE", f.file("empty"), "TOKEN_CA_FILE: .*empty: holds no PEM certificate"},
 		{"TOKEN_CA_FILE", f.file("text"), "TOKEN_CA_FILE: .*text: holds no PEM certificate"},
 		{"TOKEN_CA_FILE", f.file("keys"), "TOKEN_CA_FILE: .*keys: holds no PEM certificate"},
