@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
 )
@@ -47,7 +48,9 @@ func each(t *testing.T, all []protocols, h http.HandlerFunc, test func(t *testin
 				}
 				h(w, r)
 			}))
-			transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: protocol.upstream == 2 && !protocol.tls})
+			transport := proxy.NewTransport(proxy.TransportConfig{
+				PlainHTTP2: protocol.upstream == 2 && !protocol.tls, ConnectTimeout: time.Minute, // for 500 handshakes at once, however slow the machine
+			})
 			if upstream.EnableHTTP2 = protocol.upstream == 2; protocol.tls {
 				upstream.StartTLS()
 				transport.TLSClientConfig.RootCAs = x509.NewCertPool()
