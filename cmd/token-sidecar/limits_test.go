@@ -58,3 +58,15 @@ func TestAClientThatTakesNothingOfAnEndlessAnswerIsCutOff(t *testing.T) {
 	<-gone
 	r.ends(t)
 }
+
+func TestTheLongestIdleIsClosedInTheWiredSidecar(t *testing.T) {
+	r := runApp(t, func(http.ResponseWriter, *http.Request) {}, "MAX_CONNECTIONS=1", "IDLE_TIMEOUT=1h")
+	_, first := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	_, second := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+	for _, from := range []io.Reader{first, second} {
+		if answer, err := io.ReadAll(from); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 ") {
+			t.Errorf("answered %q, %v", answer, err)
+		}
+	}
+	r.ends(t)
+}
