@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestTheLimitsOfAClientAreSettings(t *testing.T) {
@@ -61,7 +62,8 @@ func TestAClientThatTakesNothingOfAnEndlessAnswerIsCutOff(t *testing.T) {
 
 func TestTheLongestIdleIsClosedInTheWiredSidecar(t *testing.T) {
 	r := runApp(t, func(http.ResponseWriter, *http.Request) {}, "MAX_CONNECTIONS=1", "IDLE_TIMEOUT=1h")
-	_, first := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	conn, first := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	_, second := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 	for _, from := range []io.Reader{first, second} {
 		if answer, err := io.ReadAll(from); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 ") {
