@@ -173,22 +173,25 @@ func TestNoClientOfHTTP2WritesToTheLog(t *testing.T) {
 }
 
 func TestAPanicIsLogged(t *testing.T) {
-	log, network := &lockedBuffer{}, granttest.NewPipe()
-	s := server(config{}, newLogger(log, zap.InfoLevel), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { panic("seen in " + r.Proto) }))
-	enableHTTP2(s, config{})
-	served := make(chan error)
-	go func() { served <- s.Serve(network) }()
-	for proto, transport := range map[string]*http.Transport{"HTTP/1.1": {DialContext: network.Dial}, "HTTP/2.0": speaksHTTP2(network.Dial)} {
-		if got := shown((&http.Client{Transport: transport}).Get("http://localhost")); got != "" {
-			t.Errorf("answered %s", got)
+	synctest.Test(t, func(t *testing.T) {
+		log, network := &lockedBuffer{}, granttest.NewPipe()
+		s := server(config{}, newLogger(log, zap.InfoLevel), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { panic("seen in " + r.Proto) }))
+		enableHTTP2(s, config{})
+		served := make(chan error)
+		go func() { served <- s.Serve(network) }()
+		for proto, transport := range map[string]*http.Transport{"HTTP/1.1": {DialContext: network.Dial}, "HTTP/2.0": speaksHTTP2(network.Dial)} {
+			if got := shown((&http.Client{Transport: transport}).Get("http://localhost")); got != "" {
+				t.Errorf("answered %s", got)
+			}
+			transport.CloseIdleConnections()
+			synctest.Wait()
+			if !strings.Contains(log.String(), "seen in "+proto) {
+				t.Errorf("the log does not tell of a panic in %s: %s", proto, log)
+			}
 		}
-		transport.CloseIdleConnections()
-		if !strings.Contains(log.String(), "seen in "+proto) {
-			t.Errorf("the log does not tell of a panic in %s: %s", proto, log)
-		}
-	}
-	_ = s.Close()
-	<-served
+		_ = s.Close()
+		<-served
+	})
 }
 
 // The figures are those of SECURITY.md; what they cost is in capacity.go.
