@@ -23,7 +23,7 @@ import (
 // config is everything that can be configured. It is read from the
 // environment here and nowhere else, and goes no further than this package.
 type config struct {
-	ConfigDir string `env:"CONFIG_DIR" help:"A folder of files, each named after a variable and holding its value, such as a mounted Secret or ConfigMap. What the environment sets goes first. A file CLIENT_SECRET, TOKEN_CA or the like is what CLIENT_SECRET_FILE or TOKEN_CA_FILE would name, and can be rotated in place."`
+	ConfigDir string `env:"CONFIG_DIR" help:"A folder of files, each named after a variable and holding its value, such as a mounted Secret or ConfigMap. What the environment sets goes first. A file CLIENT_SECRET, TOKEN_CA or the like is what CLIENT_SECRET_FILE or TOKEN_CA_FILE would name, and is taken up when it changes; the others are read at the start."`
 
 	UpstreamURL upstreamURL `env:"UPSTREAM_URL" help:"Where requests go: the API's base URL, such as https://api.example.com/v1. Required."`
 	TokenURL    endpointURL `env:"TOKEN_URL,unset" help:"The authorization server's token endpoint. Required."`
@@ -38,7 +38,7 @@ type config struct {
 	Audience             string            `env:"AUDIENCE" help:"The audience parameter, for servers that want one."`
 	Resource             commaList         `env:"RESOURCE" help:"Resource indicators (RFC 8707): absolute URIs, separated by commas."`
 	TokenParameters      tokencache.Secret `env:"TOKEN_PARAMETERS,unset" help:"Further parameters of every token request, as a query: name=value&name=value, percent-encoded."`
-	TokenParametersFile  string            `env:"TOKEN_PARAMETERS_FILE" help:"A file that holds TOKEN_PARAMETERS instead."`
+	TokenParametersFile  string            `env:"TOKEN_PARAMETERS_FILE" help:"A file that holds TOKEN_PARAMETERS instead. It is read again when it changes, as are TOKEN_HEADERS_FILE and those of the proxies: what cannot be used is logged, and leaves in use what was there before."`
 	TokenHeaders         tokencache.Secret `env:"TOKEN_HEADERS,unset" help:"Further headers of every token request, written like TOKEN_PARAMETERS."`
 	TokenHeadersFile     string            `env:"TOKEN_HEADERS_FILE" help:"A file that holds TOKEN_HEADERS instead."`
 	RefreshURL           endpointURL       `env:"REFRESH_URL,unset" help:"Where refresh tokens are exchanged, if not at TOKEN_URL."`

@@ -28,12 +28,12 @@ func TestEverySettingReachesTheTokenRequest(t *testing.T) {
 		"UPSTREAM_URL": "https://api.example.com/v1", "TOKEN_URL": "https://auth.example.com/oauth/token?tenant=7",
 		"CLIENT_ID": "id", "CLIENT_SECRET_FILE": file("secret", "p&ss+canary\n"), "CLIENT_AUTH_METHOD": "client_secret_basic",
 		"SCOPE": "read write", "AUDIENCE": "api", "RESOURCE": "https://a.example, https://b.example",
-		"TOKEN_PARAMETERS_FILE": file("parameters", "account_id=4%262\n"), "TOKEN_HEADERS": "x-version=3",
+		"TOKEN_PARAMETERS_FILE": file("parameters", "account_id=4%262\n"), "TOKEN_HEADERS_FILE": file("headers", "x-version=3"),
 		"DEFAULT_LIFETIME": "", // empty is as good as not set
 	}
 	provider := &granttest.Server{ClientID: "id", ClientSecret: "p&ss+canary"}
 	var seen string
-	watchTokenRequests(provider, func(r *http.Request, body string) {
+	watchTokenRequests(provider, nil, func(r *http.Request, body string) {
 		seen = fmt.Sprint(r.URL.RawQuery, " ", body, " ", r.Header.Get("X-Version"), " ", r.Header.Get("User-Agent"))
 	})
 	withStack(t, environ, provider, func(s *stack) {
@@ -48,12 +48,17 @@ func TestEverySettingReachesTheTokenRequest(t *testing.T) {
 	}
 }
 
-// watchTokenRequests shows every token request to see before it is answered.
-func watchTokenRequests(provider *granttest.Server, see func(r *http.Request, body string)) {
+// watchTokenRequests shows every token request to see before it is answered, or
+// meets fault.
+func watchTokenRequests(provider *granttest.Server, fault granttest.Fault, see func(r *http.Request, body string)) {
 	provider.Always(func(w http.ResponseWriter, r *http.Request, grant http.Handler) {
 		body, _ := io.ReadAll(r.Body)
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		see(r, string(body))
+		if fault != nil {
+			fault(w, r, grant)
+			return
+		}
 		grant.ServeHTTP(w, r)
 	})
 }

@@ -177,23 +177,26 @@ func TestAPanicIsLoggedOnceAMinute(t *testing.T) {
 		"HTTP/1.1": func(p *granttest.Pipe) *http.Transport { return &http.Transport{DialContext: p.Dial} },
 		"HTTP/2.0": func(p *granttest.Pipe) *http.Transport { return speaksHTTP2(p.Dial) },
 	} {
-		log, network := &lockedBuffer{}, granttest.NewPipe()
-		s := server(config{}, newLogger(log, zap.ErrorLevel), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { panic("seen in " + r.Proto) }))
-		enableHTTP2(s, config{})
-		served := make(chan error)
-		go func() { served <- s.Serve(network) }()
-		transport := over(network)
-		for range 2 {
-			if got := shown((&http.Client{Transport: transport}).Get("http://localhost")); got != "" {
-				t.Errorf("answered %s", got)
+		synctest.Test(t, func(t *testing.T) {
+			log, network := &lockedBuffer{}, granttest.NewPipe()
+			s := server(config{}, newLogger(log, zap.ErrorLevel), http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { panic("seen in " + r.Proto) }))
+			enableHTTP2(s, config{})
+			served := make(chan error)
+			go func() { served <- s.Serve(network) }()
+			transport := over(network)
+			for range 2 {
+				if got := shown((&http.Client{Transport: transport}).Get("http://localhost")); got != "" {
+					t.Errorf("answered %s", got)
+				}
 			}
-		}
-		transport.CloseIdleConnections()
-		_ = s.Close()
-		<-served
-		if got := strings.Count(log.String(), "seen in "+proto); got != 1 {
-			t.Errorf("the log tells of %d panics in %s: %s", got, proto, log)
-		}
+			transport.CloseIdleConnections()
+			synctest.Wait()
+			if got := strings.Count(log.String(), "seen in "+proto); got != 1 {
+				t.Errorf("the log tells of %d panics in %s: %s", got, proto, log)
+			}
+			_ = s.Close()
+			<-served
+		})
 	}
 }
 

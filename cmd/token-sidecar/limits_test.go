@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestTheLimitsOfAClientAreSettings(t *testing.T) {
@@ -56,5 +57,18 @@ func TestAClientThatTakesNothingOfAnEndlessAnswerIsCutOff(t *testing.T) {
 	}, "STALL_TIMEOUT=20ms")
 	r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	<-gone
+	r.ends(t)
+}
+
+func TestTheLongestIdleIsClosedInTheWiredSidecar(t *testing.T) {
+	r := runApp(t, func(http.ResponseWriter, *http.Request) {}, "MAX_CONNECTIONS=1", "IDLE_TIMEOUT=1h")
+	conn, first := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	_ = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_, second := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+	for _, from := range []io.Reader{first, second} {
+		if answer, err := io.ReadAll(from); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 200 ") {
+			t.Errorf("answered %q, %v", answer, err)
+		}
+	}
 	r.ends(t)
 }

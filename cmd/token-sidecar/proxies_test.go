@@ -100,7 +100,7 @@ func TestThePasswordOfAProxyIsNotToldWhenItRefuses(t *testing.T) {
 			t.Run(name+" "+leg, func(t *testing.T) {
 				by := newForwarder(t)
 				by.refuses = true
-				r := runApp(t, func(http.ResponseWriter, *http.Request) {}, append(settings, leg+"="+by.url, "TOKEN_WAIT=100ms")...)
+				r := runApp(t, func(http.ResponseWriter, *http.Request) {}, append(settings, leg+"="+by.url, "TOKEN_WAIT=1s")...)
 				answer := raw(t, r.address, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
 				if !strings.HasPrefix(answer, "HTTP/1.1 "+want) || !strings.Contains(answer, "Proxy-Status: token-sidecar; error=") {
 					t.Errorf("answered %s", answer)

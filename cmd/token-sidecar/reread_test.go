@@ -15,7 +15,7 @@ import (
 func TestSettingsInFilesAreTakenUpWhenTheyChange(t *testing.T) {
 	provider := &granttest.Server{RefreshLife: -1}
 	var seen string
-	watchTokenRequests(provider, func(r *http.Request, body string) {
+	watchTokenRequests(provider, nil, func(r *http.Request, body string) {
 		params, _ := url.ParseQuery(body)
 		seen = params.Get("account_id") + " " + r.Header.Get("X-Version")
 	})

@@ -130,6 +130,20 @@ func TestAClientThatClosesItsSideGetsItsAnswer(t *testing.T) {
 	r.ends(t)
 }
 
+func TestAClientThatHasLeftIsGivenUpInTheWiredSidecar(t *testing.T) {
+	givenUp := make(chan struct{})
+	r := runApp(t, func(_ http.ResponseWriter, r *http.Request) {
+		<-r.Context().Done()
+		close(givenUp)
+	}, "HALF_CLOSE_TIMEOUT=20ms")
+	c, _ := r.dial(t, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	<-givenUp
+	r.ends(t)
+}
+
 func TestABodyThatBreaksOffIsNotTakenForAHalfClosedClient(t *testing.T) {
 	ended := make(chan struct{})
 	r := runApp(t, func(_ http.ResponseWriter, r *http.Request) {
