@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -295,6 +297,51 @@ func TestWithoutALimitAStreamThatPausesLearnsThatTheUpstreamIsGone(t *testing.T)
 	withStreamsOf(t, unlimited, leave, func(t *testing.T, client *http.Client) {
 		resp := talk(t, client, "http://app/", "text/plain", "begun")
 		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
+	})
+}
+
+// late is a TokenSource that takes its time to replace a token.
+type late struct{ refused atomic.Bool }
+
+func (l *late) AccessToken(context.Context) (string, error) {
+	if !l.refused.Load() {
+		return canary, nil
+	}
+	time.Sleep(5 * time.Second)
+	return second, nil
+}
+
+func (l *late) Invalidate(string) { l.refused.Store(true) }
+
+func TestAClientMayPauseWhileItsTokenIsReplaced(t *testing.T) {
+	handler := func(cfg proxy.Config) http.Handler {
+		cfg.Tokens = &late{}
+		return proxy.New(cfg)
+	}
+	upstream := func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") == "Bearer "+canary {
+			expect(t, r.Body, "begun")
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		_, _ = io.Copy(w, r.Body)
+	}
+	withStreamsOf(t, handler, upstream, func(t *testing.T, client *http.Client) {
+		body, piece := io.Pipe()
+		go func() {
+			say(t, piece, "begun")
+			time.Sleep(3 * time.Second)
+			say(t, piece, " and ended")
+			_ = piece.Close()
+		}()
+		resp, err := client.Post("http://app/", "text/plain", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if got, want := fmt.Sprint(resp.StatusCode, read(t, resp.Body)), "200begun and ended"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	})
 }
 

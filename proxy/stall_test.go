@@ -18,16 +18,16 @@ import (
 const patience = time.Minute
 
 // inBubble runs test in a bubble of fake time, with the network of a
-// proxy that may lose its patience. It and its upstream speak HTTP/1.1 or HTTP/2.
-func inBubble(t *testing.T, major int, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, network *granttest.Pipe, r *recorder)) {
+// proxy that may lose its patience. Neither it nor its upstream has TLS.
+func inBubble(t *testing.T, p protocols, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, network *granttest.Pipe, r *recorder)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		far, near := granttest.NewPipe(), granttest.NewPipe()
-		api := &http.Server{Handler: upstream, Protocols: only(major)}
-		transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: major == 2})
+		api := &http.Server{Handler: upstream, Protocols: only(p.upstream)}
+		transport := proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: p.upstream == 2})
 		transport.DialContext = far.Dial
 		recorder := newRecorder()
-		server := &http.Server{Protocols: only(major), Handler: handler(proxy.Config{
+		server := &http.Server{Protocols: only(p.client), Handler: handler(proxy.Config{
 			Upstream: &url.URL{Scheme: "http", Host: "api.test"}, Tokens: &tokens{token: canary}, Transport: transport, BodyPatience: patience, Recorder: recorder,
 		})}
 		go func() { _ = api.Serve(far) }()
@@ -58,7 +58,7 @@ func withClient(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T,
 // withClientOf does so with another handler than proxy.New makes.
 func withClientOf(t *testing.T, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, client net.Conn, from *bufio.Reader, r *recorder)) {
 	t.Helper()
-	inBubble(t, 1, handler, upstream, func(t *testing.T, network *granttest.Pipe, recorder *recorder) {
+	inBubble(t, protocols{client: 1, upstream: 1}, handler, upstream, func(t *testing.T, network *granttest.Pipe, recorder *recorder) {
 		client, err := network.Dial(t.Context(), "", "")
 		if err != nil {
 			t.Fatal(err)
@@ -77,7 +77,7 @@ func withStreams(t *testing.T, upstream http.HandlerFunc, test func(t *testing.T
 // withStreamsOf does so with another handler than proxy.New makes.
 func withStreamsOf(t *testing.T, handler func(proxy.Config) http.Handler, upstream http.HandlerFunc, test func(t *testing.T, client *http.Client)) {
 	t.Helper()
-	inBubble(t, 2, handler, upstream, func(t *testing.T, network *granttest.Pipe, _ *recorder) {
+	inBubble(t, protocols{client: 2, upstream: 2}, handler, upstream, func(t *testing.T, network *granttest.Pipe, _ *recorder) {
 		transport := &http.Transport{DialContext: network.Dial, Protocols: only(2)}
 		defer transport.CloseIdleConnections()
 		test(t, &http.Client{Transport: transport})
@@ -179,6 +179,30 @@ func TestASlowBodyArrivesWhole(t *testing.T) {
 			if got, want := read(t, answer(t, from, "POST").Body), "0123456789<nil>"; got != want {
 				t.Errorf("the upstream got %s, want %s", got, want)
 			}
+		})
+	}
+}
+
+func TestARefusalGoesOnAlthoughTheClientPauses(t *testing.T) {
+	refuse := func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 1 {
+			_ = http.NewResponseController(w).EnableFullDuplex()
+		}
+		expect(t, r.Body, "begun")
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
+		flush(t, w)
+		time.Sleep(time.Hour)
+		_, _ = io.WriteString(w, "too large")
+	}
+	for _, p := range []protocols{{client: 1, upstream: 1}, {client: 1, upstream: 2}} {
+		inBubble(t, p, proxy.New, refuse, func(t *testing.T, network *granttest.Pipe, _ *recorder) {
+			client, err := network.Dial(t.Context(), "", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			say(t, client, "POST / HTTP/1.1\r\nHost: app\r\nContent-Length: 10\r\n\r\nbegun")
+			expect(t, answer(t, bufio.NewReader(client), "POST").Body, "too large")
 		})
 	}
 }
