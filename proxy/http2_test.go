@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
+	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
 // frame is a frame of HTTP/2 (RFC 9113 section 4.1).
@@ -289,15 +290,19 @@ func TestAStreamThatStallsIsGivenUpAndNoOther(t *testing.T) {
 	})
 }
 
-func TestWithoutALimitAStreamThatPausesLearnsThatTheUpstreamIsGone(t *testing.T) {
+func TestWithoutALimitAClientThatPausesLearnsThatTheUpstreamIsGone(t *testing.T) {
 	leave := func(_ http.ResponseWriter, r *http.Request) {
 		expect(t, r.Body, "begun")
 		panic(http.ErrAbortHandler)
 	}
-	withStreamsOf(t, unlimited, leave, func(t *testing.T, client *http.Client) {
-		resp := talk(t, client, "http://app/", "text/plain", "begun")
-		wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
-	})
+	for _, major := range []int{1, 2} {
+		inBubble(t, protocols{client: major, upstream: 2}, unlimited, leave, func(t *testing.T, network *granttest.Pipe, _ *recorder) {
+			client := &http.Transport{DialContext: network.Dial, Protocols: only(major)}
+			defer client.CloseIdleConnections()
+			resp := talk(t, &http.Client{Transport: client}, "http://app/", "text/plain", "begun")
+			wantsOwn(t, resp, http.StatusBadGateway, "upstream_unreachable", "connection_terminated", map[string]any{})
+		})
+	}
 }
 
 // late is a TokenSource that takes its time to replace a token.

@@ -141,7 +141,7 @@ func (h *handler) forward(w *response, r *http.Request) {
 		}
 	}()
 	askForNoUpgradeButWebSocket(r)
-	if (h.patience > 0 || r.ProtoMajor == 2) && r.ContentLength != 0 {
+	if r.ContentLength != 0 {
 		body := &clientBody{ReadCloser: r.Body, client: w.ResponseWriter, patience: h.patience, ownDeadline: r.ProtoMajor == 2, unhurried: h.patience == 0 || isGRPC(r)}
 		r.Body = body
 		defer body.handBack()

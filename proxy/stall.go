@@ -124,7 +124,11 @@ func (b *clientBody) handBack() {
 	b.setDeadline(longAgo)
 	b.reading.Lock()
 	defer b.reading.Unlock()
-	b.setDeadline(time.Now().Add(b.patience))
+	if b.patience > 0 {
+		b.setDeadline(time.Now().Add(b.patience))
+	} else {
+		b.setDeadline(time.Time{})
+	}
 }
 
 var longAgo = time.Unix(1, 0)

@@ -9,6 +9,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
 // However a configuration is printed, by whatever mistake, it shows no secret.
@@ -33,7 +35,7 @@ func TestAConfigurationPrintsNoSecret(t *testing.T) {
 		out.Write(line.Bytes())
 	}
 	fmt.Fprintf(&out, "%v %+v %#v", a, a, a)
-	for _, spelling := range append(spellings(canary), fmt.Sprintf("%x", canary), fmt.Sprintf("%X", canary)) {
+	for _, spelling := range granttest.Spellings(canary) {
 		if at := strings.Index(out.String(), spelling); at >= 0 {
 			t.Errorf("%s is printed: %s", spelling, out.String()[max(0, at-300):at+len(spelling)])
 		}

@@ -107,7 +107,7 @@ func TestThePasswordOfAProxyIsNotToldWhenItRefuses(t *testing.T) {
 				}
 				answer += raw(t, r.admin, "GET /readyz HTTP/1.0\r\nHost: localhost\r\n\r\n")
 				r.ends(t)
-				for _, secret := range spellings(canary, "user:"+canary) {
+				for _, secret := range granttest.Spellings(canary, "user:"+canary) {
 					if told := answer + r.log.String(); strings.Contains(told, secret) {
 						t.Errorf("%s is told: %s", secret, told)
 					}

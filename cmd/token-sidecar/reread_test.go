@@ -52,7 +52,7 @@ func TestSettingsInFilesAreTakenUpWhenTheyChange(t *testing.T) {
 		f.write("TOKEN_HEADERS", "X-Version=4")
 		time.Sleep(6 * time.Second)
 		wantSeen("4 4", 3)
-		for _, secret := range append(spellings(canary), "account_id=") {
+		for _, secret := range append(granttest.Spellings(canary), "account_id=") {
 			if strings.Contains(s.log.String(), secret) {
 				t.Errorf("the log holds %s", secret)
 			}

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -204,25 +202,13 @@ func untilToken(ts *testscript.TestScript, _ bool, args []string) {
 // nosecrets FILE... fails if a file, or stdout or stderr, holds a secret in any
 // spelling, or a token.
 func noSecrets(ts *testscript.TestScript, _ bool, args []string) {
-	secrets := append(spellings(canary, "client:"+canary), "access-0", "refresh-0")
+	secrets := append(granttest.Spellings(canary, "client:"+canary), "access-0", "refresh-0")
 	for _, file := range args {
 		content := ts.ReadFile(file)
 		if i := slices.IndexFunc(secrets, func(s string) bool { return strings.Contains(content, s) }); i >= 0 {
 			ts.Fatalf("%s holds the secret %q", file, secrets[i])
 		}
 	}
-}
-
-// spellings are the ways in which secrets may turn up in a text.
-func spellings(secrets ...string) []string {
-	var all []string
-	for _, s := range secrets {
-		asJSON, _ := json.Marshal(s)
-		b := []byte(s)
-		all = append(all, s, url.QueryEscape(s), url.PathEscape(s), strings.Trim(string(asJSON), `"`), strings.Trim(strconv.Quote(s), `"`),
-			base64.RawStdEncoding.EncodeToString(b), base64.RawURLEncoding.EncodeToString(b)) // which begin the padded ones
-	}
-	return all
 }
 
 // example FILE sets the environment to exactly that file of examples, but for
