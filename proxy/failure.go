@@ -205,6 +205,16 @@ func disown(h http.Header) {
 	}
 }
 
+// dropFraming takes fields out that are not for trailers, or interim answers, to
+// say. HTTP/2 lets them pass, and in HTTP/1.1 they might be believed.
+func dropFraming(h http.Header, prefix string) {
+	for name := range h {
+		if field, ok := strings.CutPrefix(name, prefix); ok && slices.Contains(noTrailers, hyphenated(field)) {
+			delete(h, name)
+		}
+	}
+}
+
 // isOurs reports whether a member of Proxy-Status is said by this proxy.
 func isOurs(member string) bool {
 	item, _, _ := strings.Cut(member, ";")

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/token-sidecar/token-sidecar/proxy"
@@ -51,9 +52,9 @@ func block(fields []string) string {
 	return b.String()
 }
 
-// answersInHTTP2 starts an upstream that answers each first request on a
-// connection with a head that no library would make, and the body "hi".
-func answersInHTTP2(t *testing.T, fields ...string) (address string) {
+// answersInHTTP2 starts a proxy before an upstream that answers the first request
+// on a connection by frames that no library would send.
+func answersInHTTP2(t *testing.T, frames ...string) *sidecar {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -75,13 +76,17 @@ func answersInHTTP2(t *testing.T, fields ...string) (address string) {
 				kind = head[3]
 				_, _ = from.Discard(int(binary.BigEndian.Uint32(head) >> 8))
 			}
-			_, _ = io.WriteString(conn, frame(settings, 0, 0, "")+frame(settings, ack, 0, "")+frame(headers, endHeaders, 1, block(fields))+frame(data, endStream, 1, "hi"))
+			_, _ = io.WriteString(conn, frame(settings, 0, 0, "")+frame(settings, ack, 0, "")+strings.Join(frames, ""))
 			_, _ = io.Copy(io.Discard, from)
 			_ = conn.Close()
 		}
 	}()
-	return "http://" + listener.Addr().String()
+	return start(t, "http://"+listener.Addr().String(), proxy.Config{Transport: proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})})
 }
+
+// head is a frame with names and values, and body one that ends the answer.
+func head(fields ...string) string { return frame(headers, endHeaders, 1, block(fields)) }
+func body(text string) string      { return frame(data, endStream, 1, text) }
 
 func TestAnAnswerOfHTTP2CannotMisleadAClientOfHTTP1(t *testing.T) {
 	for _, lengths := range [][]string{{"2", "200"}, {"+2"}, {"Bearer " + canary}, {""}} {
@@ -89,7 +94,7 @@ func TestAnAnswerOfHTTP2CannotMisleadAClientOfHTTP1(t *testing.T) {
 		for _, length := range lengths {
 			fields = append(fields, "content-length", length)
 		}
-		s := start(t, answersInHTTP2(t, fields...), proxy.Config{Transport: proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})})
+		s := answersInHTTP2(t, head(fields...), body("hi"))
 		resp := s.send(t, "GET", "/", nil)
 		if got, want := fmt.Sprint(resp.StatusCode, resp.Header["Content-Length"], resp.TransferEncoding, read(t, resp.Body)), "200 [] [chunked]hi"; got != want {
 			t.Errorf("%q: answered %s, want %s", lengths, got, want)
@@ -97,9 +102,80 @@ func TestAnAnswerOfHTTP2CannotMisleadAClientOfHTTP1(t *testing.T) {
 	}
 }
 
+func TestAnAnswerWithoutABodyMayTellALength(t *testing.T) {
+	for _, status := range []string{"204", "304"} {
+		for _, rest := range []string{body(""), body("hi")} { // which it must not have
+			s := answersInHTTP2(t, head(":status", status, "content-length", "5", "etag", "x"), rest)
+			resp := s.send(t, "GET", "/", nil)
+			if got, want := fmt.Sprint(resp.StatusCode, resp.Header["Etag"], read(t, resp.Body)), status+" [x]"; got != want {
+				t.Errorf("answered %s, want %s", got, want)
+			}
+			s.recorder.wants(t, "GET "+status)
+		}
+	}
+}
+
+func TestNoProtocolIsSwitchedByAnInterimAnswer(t *testing.T) {
+	s := answersInHTTP2(t, head(":status", "101", "upgrade", "websocket"), head(":status", "200"), body("hi"))
+	resp := s.send(t, "GET", "/", nil)
+	if got, want := fmt.Sprint(resp.StatusCode, read(t, resp.Body)), "200hi"; got != want {
+		t.Errorf("answered %s, want %s", got, want)
+	}
+}
+
+func TestNoFieldsOfFramingComeBeforeOrBehindAnAnswer(t *testing.T) {
+	s := answersInHTTP2(t,
+		head(":status", "103", "link", "</a>", "content-length", "5", "trailer", "host"), head(":status", "200"), frame(data, 0, 1, "hi"),
+		frame(headers, endHeaders|endStream, 1, block([]string{"x-sum", "1", "content-length", "5", "host", "evil", "cache-control", "a"})))
+	_, from := s.dial(t, "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+	got := read(t, from)
+	if want := "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 200 OK\r\n"; !strings.HasPrefix(got, want) {
+		t.Errorf("answered %q, want %q first", got, want)
+	}
+	if want := "hi\r\n0\r\nX-Sum: 1\r\n\r\n"; !strings.HasSuffix(got, want) {
+		t.Errorf("answered %q, want %q last", got, want)
+	}
+}
+
+func TestSoManyInterimAnswersAreHandedOn(t *testing.T) {
+	s := answersInHTTP2(t, strings.Repeat(head(":status", "103", "link", "</a>"), 12), head(":status", "200"), body("hi"))
+	_, from := s.dial(t, "GET / HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n")
+	if got := read(t, from); strings.Count(got, "HTTP/1.1 103 ") != 10 || !strings.Contains(got, "HTTP/1.1 200 ") {
+		t.Errorf("answered %q", got)
+	}
+}
+
+// The connection to the upstream is the same for all.
+func TestWhoTakesNoInterimAnswersHoldsUpNobody(t *testing.T) {
+	hint := func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Link", "</a>")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.WriteHeader(http.StatusNoContent)
+	}
+	inBubble(t, protocols{client: 1, upstream: 2}, proxy.New, hint, func(t *testing.T, network *granttest.Pipe, r *recorder) {
+		slow, err := network.Dial(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer slow.Close()
+		say(t, slow, "GET / HTTP/1.1\r\nHost: app\r\n\r\n")
+		synctest.Wait()
+		client := &http.Transport{DialContext: network.Dial}
+		defer client.CloseIdleConnections()
+		begun := time.Now()
+		resp, err := (&http.Client{Transport: client}).Get("http://app/")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp.Body.Close(); resp.StatusCode != http.StatusNoContent || time.Since(begun) > 0 {
+			t.Errorf("answered %s after %v", resp.Status, time.Since(begun))
+		}
+	})
+}
+
 func TestAStatusThatCannotBeHandedOnIsA502(t *testing.T) {
 	for _, status := range []string{"099", "99", "1000", "7"} {
-		s := start(t, answersInHTTP2(t, ":status", status), proxy.Config{Transport: proxy.NewTransport(proxy.TransportConfig{PlainHTTP2: true})})
+		s := answersInHTTP2(t, head(":status", status), body(""))
 		wantsOwn(t, s.send(t, "GET", "/", nil), http.StatusBadGateway, "upstream_unreachable", "http_protocol_error", map[string]any{})
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"io"
 	"log"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -148,6 +149,7 @@ func (h *handler) forward(w *response, r *http.Request) {
 	}
 	h.reverse.ServeHTTP(w, r)
 	disown(w.Header()) // whose fields are trailers by now
+	dropFraming(w.Header(), http.TrailerPrefix)
 	aborted = false
 }
 
@@ -165,6 +167,11 @@ func (h *handler) answered(resp *http.Response) error {
 	}
 	if resp.ContentLength < 0 { // if it is said, then not as a number
 		delete(resp.Header, "Content-Length")
+	}
+	if resp.StatusCode == http.StatusNoContent || resp.StatusCode == http.StatusNotModified {
+		// A body is missing, if it tells the length that another answer would have (RFC 9110 section 8.6).
+		_ = resp.Body.Close()
+		resp.Body = http.NoBody
 	}
 	disown(resp.Header)
 	if resp.Request == nil { // as from a transport that is not net/http's
@@ -256,22 +263,55 @@ func isNetworkPath(path string) bool { return strings.HasPrefix(path, "//") }
 // response notes the status of the answer.
 type response struct {
 	http.ResponseWriter
-	status int
+	status   int
+	interims []interim
 }
 
+// An interim is an answer that precedes the answer.
+type interim struct {
+	status int
+	header http.Header
+}
+
+// maxInterims is more than upstreams are known to send.
+const maxInterims = 10
+
+// WriteHeader is told of interim answers by the goroutine that reads from the
+// upstream. In HTTP/2 it reads for others as well, so it must not wait for this
+// client: they go out with the answer.
 func (r *response) WriteHeader(status int) {
-	if status == http.StatusContinue {
-		return // the server says it when the body is read, which the upstream's 100 brings about
-	}
-	if status < 200 {
-		disown(r.Header())
-	} else {
+	switch {
+	case status == http.StatusContinue: // the server says it when the body is read, which the upstream's 100 brings about
+	case status == http.StatusSwitchingProtocols: // nobody has switched: that would be a case for Hijack
+	case status >= 200:
+		r.writeInterims()
 		r.status = status
 		if h := r.Header(); h["Content-Type"] == nil {
 			h["Content-Type"] = nil // or the server would guess one
 		}
+		r.ResponseWriter.WriteHeader(status)
+	case len(r.interims) < maxInterims:
+		header := r.Header().Clone()
+		disown(header)
+		dropFraming(header, "")
+		r.interims = append(r.interims, interim{status, header})
 	}
-	r.ResponseWriter.WriteHeader(status)
+}
+
+func (r *response) writeInterims() {
+	if r.interims == nil {
+		return
+	}
+	h := r.Header()
+	last := maps.Clone(h)
+	for _, i := range r.interims {
+		clear(h)
+		maps.Copy(h, i.header)
+		r.ResponseWriter.WriteHeader(i.status)
+	}
+	clear(h)
+	maps.Copy(h, last)
+	r.interims = nil
 }
 
 // Hijack is called when the upstream has switched protocols.

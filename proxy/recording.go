@@ -222,6 +222,9 @@ func (p *playback) follow(ctx context.Context) {
 func (p *playback) sentOn(got httptrace.GotConnInfo) {
 	conn := got.Conn
 	if secure, ok := conn.(*tls.Conn); ok {
+		if secure.ConnectionState().NegotiatedProtocol == "h2" {
+			return
+		}
 		conn = secure.NetConn()
 	}
 	if p.conn, _ = conn.(*upstreamConn); p.conn != nil {

@@ -62,8 +62,8 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 		Proxy:     cfg.Proxy,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			conn, err := dialer.DialContext(ctx, network, address)
-			if err != nil {
-				return nil, err
+			if err != nil || cfg.PlainHTTP2 {
+				return conn, err
 			}
 			return &upstreamConn{Conn: conn}, nil
 		},
@@ -86,14 +86,14 @@ func NewTransport(cfg TransportConfig) *http.Transport {
 
 // An upstreamConn closes the body that is sent on it when it is closed. A
 // Transport that speaks HTTP/1.1 reads on until the client sends more, and says
-// only then that the upstream has gone.
+// only then that the upstream has gone. In HTTP/2 it closes bodies itself.
 type upstreamConn struct {
 	net.Conn
 	closed  atomic.Bool
 	sending atomic.Pointer[playback]
 }
 
-// carry takes p, of which there is one at a time in HTTP/1.1.
+// carry takes p, of which there is one at a time.
 func (c *upstreamConn) carry(p *playback) {
 	c.sending.Store(p)
 	if c.closed.Load() {
