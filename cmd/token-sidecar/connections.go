@@ -17,9 +17,9 @@ const (
 	// It is well below what Retry-After says, so that nobody who comes back then
 	// meets a closing connection.
 	settled = 500 * time.Millisecond
-	// Who probes sends his request at once, and must get through whoever else
-	// connects to the port.
-	settledAdmin = time.Millisecond
+	// Who probes sends his request at once, which must be read although the
+	// processor is busy; and he must get through whoever else connects to the port.
+	settledAdmin = 20 * time.Millisecond
 )
 
 // connections keeps a server to so many clients. Who comes when there are as
