@@ -19,7 +19,7 @@ const (
 	settled = 500 * time.Millisecond
 	// Who probes sends his request at once, which must be read although the
 	// processor is busy; and he must get through whoever else connects to the port.
-	settledAdmin = 20 * time.Millisecond
+	settledAdmin = 5 * time.Millisecond
 )
 
 // connections keeps a server to so many clients. Who comes when there are as
