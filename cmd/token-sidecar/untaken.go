@@ -1,0 +1,114 @@
+package main
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// maxUntaken stands in for MAX_IN_FLIGHT where that is not limited.
+	maxUntaken = 1000
+	// untakenAfter is how long a client that takes its answers may be kept from
+	// it, by a full machine rather than by its own will.
+	untakenAfter = 100 * time.Millisecond
+)
+
+// untaken are the answers of HTTP/2 that clients have yet to take. Net/http
+// keeps a stream and its goroutine for each, though no request is in flight
+// any more, and a client need only not read on, or open no window. When there
+// are too many, the connection that has the most of them is closed.
+type untaken struct {
+	most int
+
+	mu      sync.Mutex
+	answers []ended // the oldest first; some may have been taken
+}
+
+// An ended answer is one whose handler has returned.
+type ended struct {
+	conn  net.Conn
+	given time.Time
+	taken <-chan bool // holds a value when the stream has ended
+}
+
+func newUntaken(maxInFlight int) *untaken {
+	if maxInFlight == 0 {
+		maxInFlight = maxUntaken
+	}
+	return &untaken{most: maxInFlight}
+}
+
+type connKey struct{}
+
+// withConn is a [http.Server.ConnContext].
+func withConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+func connOf(r *http.Request) net.Conn { return r.Context().Value(connKey{}).(net.Conn) }
+
+// limit has to be the outermost handler: the others are done with the request.
+func (u *untaken) limit(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor == 2 {
+			defer u.await(w, r)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// await counts the answer that w has been given until it is taken. The
+// request's context does not tell that: it is done when the handler is.
+func (u *untaken) await(w http.ResponseWriter, r *http.Request) {
+	u.add(ended{connOf(r), time.Now(), w.(closeNotifier).CloseNotify()})
+	forget(r)
+}
+
+// A closeNotifier is what is deprecated as [http.CloseNotifier], since for all
+// other purposes there are contexts.
+type closeNotifier interface{ CloseNotify() <-chan bool }
+
+// forget leaves of r what net/http still wants to know: whether it is a HEAD.
+// It would keep the rest, up to MAX_HEADER_BYTES, with the answer.
+func forget(r *http.Request) {
+	method := ""
+	if r.Method == http.MethodHead {
+		method = http.MethodHead
+	}
+	*r = http.Request{Method: method}
+}
+
+func (u *untaken) add(a ended) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.answers = append(u.answers, a)
+	if len(u.answers) <= u.most {
+		return
+	}
+	u.answers = slices.DeleteFunc(u.answers, func(a ended) bool { return len(a.taken) > 0 })
+	if len(u.answers) > u.most {
+		closeMost(u.answers, time.Now().Add(-untakenAfter))
+	}
+}
+
+// closeMost closes the connection to which most of the answers were given
+// before then. Its streams end soon after.
+func closeMost(answers []ended, then time.Time) {
+	each := map[net.Conn]int{}
+	var most net.Conn
+	for _, a := range answers {
+		if a.given.After(then) {
+			break
+		}
+		if each[a.conn]++; each[a.conn] > each[most] {
+			most = a.conn
+		}
+	}
+	if most != nil {
+		_ = most.Close()
+	}
+}
