@@ -20,7 +20,8 @@ const (
 // untaken are the answers of HTTP/2 that clients have yet to take. Net/http
 // keeps a stream and its goroutine for each, though no request is in flight
 // any more, and a client need only not read on, or open no window. When there
-// are too many, the connection that has the most of them is closed.
+// are too many, the connection that has the most of them is closed. Answers
+// that net/http makes itself, to what is malformed, are not seen here.
 type untaken struct {
 	most int
 
@@ -54,23 +55,27 @@ func connOf(r *http.Request) net.Conn { return r.Context().Value(connKey{}).(net
 // limit has to be the outermost handler: the others are done with the request.
 func (u *untaken) limit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.ProtoMajor == 2 {
-			defer u.await(w, r)
+		if s, ok := w.(stream); ok {
+			defer u.await(s, r)
 		}
 		next.ServeHTTP(w, r)
 	})
 }
 
-// await counts the answer that w has been given until it is taken. The
+// await counts the answer that s has been given until it is taken. The
 // request's context does not tell that: it is done when the handler is.
-func (u *untaken) await(w http.ResponseWriter, r *http.Request) {
-	u.add(ended{connOf(r), time.Now(), w.(closeNotifier).CloseNotify()})
+func (u *untaken) await(s stream, r *http.Request) {
+	u.add(ended{connOf(r), time.Now(), s.CloseNotify()})
 	forget(r)
 }
 
-// A closeNotifier is what is deprecated as [http.CloseNotifier], since for all
-// other purposes there are contexts.
-type closeNotifier interface{ CloseNotify() <-chan bool }
+// A stream writes an answer of HTTP/2, which a request for that version need not
+// get: PRI * HTTP/2.0 may come in HTTP/1.1. For all other purposes than ours
+// contexts have replaced [http.CloseNotifier].
+type stream interface {
+	http.Pusher
+	CloseNotify() <-chan bool
+}
 
 // forget leaves of r what net/http still wants to know: whether it is a HEAD.
 // It would keep the rest, up to MAX_HEADER_BYTES, with the answer.
