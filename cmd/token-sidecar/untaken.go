@@ -65,7 +65,9 @@ func (u *untaken) limit(next http.Handler) http.Handler {
 // await counts the answer that s has been given until it is taken. The
 // request's context does not tell that: it is done when the handler is.
 func (u *untaken) await(s stream, r *http.Request) {
-	u.add(ended{connOf(r), time.Now(), s.CloseNotify()})
+	if most := u.add(ended{connOf(r), time.Now(), s.CloseNotify()}); most != nil {
+		_ = most.Close() // its streams end soon after
+	}
 	forget(r)
 }
 
@@ -87,24 +89,25 @@ func forget(r *http.Request) {
 	*r = http.Request{Method: method}
 }
 
-func (u *untaken) add(a ended) {
+// add returns the connection to close, if there are too many.
+func (u *untaken) add(a ended) net.Conn {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.answers = append(u.answers, a)
 	if len(u.answers) <= u.most {
-		return
+		return nil
 	}
 	u.answers = slices.DeleteFunc(u.answers, func(a ended) bool { return len(a.taken) > 0 })
-	if len(u.answers) > u.most {
-		closeMost(u.answers, time.Now().Add(-untakenAfter))
+	if len(u.answers) <= u.most {
+		return nil
 	}
+	return withMost(u.answers, time.Now().Add(-untakenAfter))
 }
 
-// closeMost closes the connection to which most of the answers were given
-// before then. Its streams end soon after.
-func closeMost(answers []ended, then time.Time) {
+// withMost returns the connection to which most of the answers were given
+// before then, if any was.
+func withMost(answers []ended, then time.Time) (most net.Conn) {
 	each := map[net.Conn]int{}
-	var most net.Conn
 	for _, a := range answers {
 		if a.given.After(then) {
 			break
@@ -113,7 +116,5 @@ func closeMost(answers []ended, then time.Time) {
 			most = a.conn
 		}
 	}
-	if most != nil {
-		_ = most.Close()
-	}
+	return most
 }
