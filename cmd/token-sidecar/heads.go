@@ -130,6 +130,10 @@ func (it *client) expectHTTP2(p []byte) {
 	}
 }
 
+// maxTrailers is the most trailers that may be announced; the proxy refuses as
+// many. In HTTP/2 net/http keeps a map of them until the refusal is taken.
+const maxTrailers = 32
+
 // limitFields does for HTTP/2 what counting lines does for HTTP/1.1.
 func limitFields(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -137,7 +141,12 @@ func limitFields(next http.Handler) http.Handler {
 		for _, values := range r.Header {
 			fields += len(values)
 		}
-		if r.ProtoMajor == 2 && fields > maxFields {
+		switch {
+		case r.ProtoMajor != 2:
+		case len(r.Trailer) > maxTrailers:
+			_ = connOf(r).Close()
+			panic(http.ErrAbortHandler)
+		case fields > maxFields:
 			http.Error(w, tooManyFields, http.StatusRequestHeaderFieldsTooLarge)
 			return
 		}

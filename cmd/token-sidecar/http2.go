@@ -32,5 +32,6 @@ func enableHTTP2(s *http.Server, cfg config) {
 		// the others. What is not served takes none.
 		MaxReceiveBufferPerConnection: streams * bodyMemory,
 	}
-	s.Handler = limitFields(stallHandler(s.Handler, cfg.StallTimeout))
+	s.ConnContext = withConn
+	s.Handler = newUntaken(cfg.MaxInFlight).limit(limitFields(stallHandler(s.Handler, cfg.StallTimeout)))
 }
