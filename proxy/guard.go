@@ -121,7 +121,7 @@ var (
 	refusedTrailer = denied(http.StatusBadRequest, "header_refused", "trailer",
 		"The field %q must not come as a trailer, where some servers would take it for a header.")
 	refusedTrailers = denied(http.StatusRequestHeaderFieldsTooLarge, "header_refused", "trailers",
-		fmt.Sprintf("The field Trailer announces more than %d fields.", maxTrailers))
+		fmt.Sprintf("The field Trailer announces more than %d fields.", MaxTrailers))
 	refusedCrossSite = denied(http.StatusForbidden, "header_refused", "cross_site",
 		"A page of another site had a browser send this, as Sec-Fetch-Site tells: ALLOW_CROSS_SITE=true lets it pass.")
 )
@@ -236,13 +236,13 @@ var noTrailers = []string{
 	"Cache-Control", "Expect", "Max-Forwards", "Range", "Pragma",
 }
 
-// maxTrailers is more than requests are known to have. One field announces them
-// all, and costs fifty times its length.
-const maxTrailers = 32
+// MaxTrailers is the most that a request may announce, and more than requests
+// are known to have. One field announces them all, and costs fifty times its length.
+const MaxTrailers = 32
 
 // refusedAsTrailer looks at what is announced; nothing else is sent on.
 func refusedAsTrailer(announced http.Header) *failure {
-	if len(announced) > maxTrailers {
+	if len(announced) > MaxTrailers {
 		return refusedTrailers
 	}
 	for name := range announced {

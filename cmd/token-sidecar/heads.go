@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"slices"
 	"time"
+
+	"github.com/token-sidecar/token-sidecar/proxy"
 )
 
 // maxFields is the most fields that the head of a request may have. Each costs
@@ -130,10 +132,6 @@ func (it *client) expectHTTP2(p []byte) {
 	}
 }
 
-// maxTrailers is the most trailers that may be announced; the proxy refuses as
-// many. In HTTP/2 net/http keeps a map of them until the refusal is taken.
-const maxTrailers = 32
-
 // limitFields does for HTTP/2 what counting lines does for HTTP/1.1.
 func limitFields(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -143,7 +141,7 @@ func limitFields(next http.Handler) http.Handler {
 		}
 		switch {
 		case r.ProtoMajor != 2:
-		case len(r.Trailer) > maxTrailers:
+		case len(r.Trailer) > proxy.MaxTrailers: // net/http would keep all of them until a refusal is taken
 			_ = connOf(r).Close()
 			panic(http.ErrAbortHandler)
 		case fields > maxFields:

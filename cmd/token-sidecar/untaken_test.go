@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/token-sidecar/token-sidecar/proxy"
 	"github.com/token-sidecar/token-sidecar/tokencache/granttest"
 )
 
@@ -172,7 +173,7 @@ func TestNothingOfARequestIsKeptForItsAnswer(t *testing.T) {
 func TestWhoAnnouncesManyTrailersInHTTP2IsCutOff(t *testing.T) {
 	r := runApp(t, func(_ http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }, "LISTEN_HTTP2=true")
 	client := r.http2(t)
-	for n, want := range map[int]bool{maxTrailers: true, maxTrailers + 1: false} {
+	for n, want := range map[int]bool{proxy.MaxTrailers: true, proxy.MaxTrailers + 1: false} {
 		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+r.address, strings.NewReader("body"))
 		if err != nil {
 			t.Fatal(err)
