@@ -178,6 +178,10 @@ func TestAStatusThatCannotBeHandedOnIsA502(t *testing.T) {
 		s := answersInHTTP2(t, head(":status", status), body(""))
 		wantsOwn(t, s.send(t, "GET", "/", nil), http.StatusBadGateway, "upstream_unreachable", "http_protocol_error", map[string]any{})
 	}
+	s := answersInHTTP2(t, head(":status", "999"), body("hi"))
+	if got, want := s.send(t, "GET", "/", nil).StatusCode, 999; got != want {
+		t.Errorf("status = %d, want %d", got, want)
+	}
 }
 
 // HTTP/2 delimits fields by their length. So they can hold what would end them
