@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -34,8 +35,8 @@ func inHTTP2(fields ...string) string {
 
 // Types and flags of frames (RFC 9113 section 6).
 const (
-	data, headers, settings    = 0, 1, 4
-	endStream, ack, endHeaders = 1, 1, 4
+	data, headers, rstStream, settings = 0, 1, 3, 4
+	endStream, ack, endHeaders         = 1, 1, 4
 )
 
 // block is names and values as literals with a new name, not indexed (RFC 7541
@@ -50,6 +51,20 @@ func block(fields []string) string {
 		}
 	}
 	return b.String()
+}
+
+// untilFrame reads up to and with the first frame of one of these types.
+func untilFrame(from io.Reader, kinds ...byte) {
+	var head [9]byte
+	for {
+		if _, err := io.ReadFull(from, head[:]); err != nil {
+			return
+		}
+		_, _ = io.CopyN(io.Discard, from, int64(binary.BigEndian.Uint32(head[:])>>8))
+		if slices.Contains(kinds, head[3]) {
+			return
+		}
+	}
 }
 
 // answersInHTTP2 starts a proxy before an upstream that answers the first request
@@ -68,14 +83,7 @@ func answersInHTTP2(t *testing.T, frames ...string) *sidecar {
 			}
 			from := bufio.NewReader(conn)
 			_, _ = from.Discard(len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
-			for kind := byte(settings); kind != headers; {
-				head := make([]byte, 9)
-				if _, err := io.ReadFull(from, head); err != nil {
-					break
-				}
-				kind = head[3]
-				_, _ = from.Discard(int(binary.BigEndian.Uint32(head) >> 8))
-			}
+			untilFrame(from, headers)
 			_, _ = io.WriteString(conn, frame(settings, 0, 0, "")+frame(settings, ack, 0, "")+strings.Join(frames, ""))
 			_, _ = io.Copy(io.Discard, from)
 			_ = conn.Close()
@@ -228,14 +236,7 @@ func TestWhatHTTP2CannotCarryIsRefusedByTheServer(t *testing.T) {
 	} {
 		s := start(t, upstream.URL, proxy.Config{})
 		_, from := s.dial(t, inHTTP2(append([]string{":method", "GET", ":scheme", "http", ":authority", "app"}, odd...)...))
-		for kind := byte(0); kind != 1 && kind != 3; { // until HEADERS or RST_STREAM
-			var head [9]byte
-			if _, err := io.ReadFull(from, head[:]); err != nil {
-				break
-			}
-			kind = head[3]
-			_, _ = io.CopyN(io.Discard, from, int64(binary.BigEndian.Uint32(head[:])>>8))
-		}
+		untilFrame(from, headers, rstStream)
 		if n := s.recorder.startedCount(); n != 0 {
 			t.Errorf("%q reached the proxy", odd)
 		}
