@@ -132,15 +132,19 @@ func (it *client) expectHTTP2(p []byte) {
 	}
 }
 
-// limitFields does for HTTP/2 what counting lines does for HTTP/1.1.
+// limitFields does for HTTP/2 what counting lines does for HTTP/1.1, and cuts off
+// who announces too many trailers.
 func limitFields(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 2 {
+			next.ServeHTTP(w, r)
+			return
+		}
 		fields := 0
 		for _, values := range r.Header {
 			fields += len(values)
 		}
 		switch {
-		case r.ProtoMajor != 2:
 		case len(r.Trailer) > proxy.MaxTrailers: // net/http would keep all of them until a refusal is taken
 			_ = connOf(r).Close()
 			panic(http.ErrAbortHandler)

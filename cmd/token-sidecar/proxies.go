@@ -17,9 +17,10 @@ func (a *app) proxyNow(of func(*config) proxyURL) func(*http.Request) (*url.URL,
 	return func(r *http.Request) (*url.URL, error) { return of(a.current.Load()).proxy(r) }
 }
 
-// A proxied transport is one to an upstream by http, where the proxy answers
-// like the upstream itself. A 407 is the proxy's (RFC 9110 section 15.5.8), and
-// may show the password that it got, which is not the app's to know.
+// A proxied transport is one to an upstream by http, where a proxy answers like
+// the upstream itself, unless it is one of SOCKS. A 407 is the proxy's (RFC 9110
+// section 15.5.8), and may show the password that it got, which is not the app's
+// to know.
 type proxied struct {
 	http.RoundTripper
 	log *zap.Logger

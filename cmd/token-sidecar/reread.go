@@ -87,7 +87,7 @@ func (a *app) watchFiles(ctx context.Context) {
 		a.current.Store(&now)
 		a.log.Info("settings in files have changed, and are used from now on", zap.Strings("variables", changed))
 		if slices.ContainsFunc(changed, func(name string) bool { return strings.HasPrefix(name, "TOKEN_") }) {
-			a.cache.Renew() // they may be credentials
+			a.cache.Renew() // which proves at once what requests are made of
 		}
 	})
 }

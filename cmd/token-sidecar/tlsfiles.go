@@ -67,12 +67,14 @@ func (f tlsFiles) parse(ca, cert, key []byte) (id identity, err error) {
 // parseRoots takes a bundle as a whole or not at all, for it may be half written.
 func parseRoots(bundle []byte) (*x509.CertPool, error) {
 	roots, found := x509.NewCertPool(), 0
+	blocks := bytes.Count(bundle, []byte("-----BEGIN")) // Decode passes over those that it cannot read
 	for {
 		block, rest := pem.Decode(bundle)
 		if block == nil {
 			break
 		}
 		bundle = rest
+		blocks--
 		if block.Type != "CERTIFICATE" {
 			continue
 		}
@@ -84,8 +86,8 @@ func parseRoots(bundle []byte) (*x509.CertPool, error) {
 		found++
 	}
 	switch {
-	case bytes.Contains(bundle, []byte("-----BEGIN")):
-		return nil, errors.New("ends within a certificate")
+	case blocks > 0:
+		return nil, errors.New("holds a block that is cut off or damaged")
 	case found == 0:
 		return nil, errors.New("holds no PEM certificate")
 	}

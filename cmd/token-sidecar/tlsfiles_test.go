@@ -185,7 +185,7 @@ func TestCertificatesOfBothLegsAreTakenUpWhenTheyChange(t *testing.T) {
 		web.wantSeen(t, "/orders", "client HTTP/2.0")
 
 		f.write("ca", second.pem[:len(second.pem)/2])
-		if log := afterAWhile(); strings.Count(log, "ends within a certificate") != 2 { // told by each leg, once
+		if log := afterAWhile(); strings.Count(log, "holds a block that is cut off or damaged") != 2 { // told by each leg, once
 			t.Errorf("a file half written: the log says %s", log)
 		}
 		f.write("ca", second.pem)
@@ -269,7 +269,7 @@ func TestFaultsOfCertificatesAreToldByVariable(t *testing.T) {
 	f := folder{t, t.TempDir()}
 	for name, content := range map[string]string{
 		"ca": by.pem, "cert": good.certificate, "key": good.key, "other": other.key, "empty": "", "text": "no certificate",
-		"half": by.pem + by.pem[:100], "damaged": encode("CERTIFICATE", []byte("not DER")), "keys": good.key,
+		"half": by.pem + by.pem[:100], "pieces": by.pem[:100] + "\n" + by.pem, "damaged": encode("CERTIFICATE", []byte("not DER")), "keys": good.key,
 	} {
 		f.write(name, content)
 	}
@@ -278,7 +278,8 @@ func TestFaultsOfCertificatesAreToldByVariable(t *testing.T) {
 		{"TOKEN_CA_FILE", f.file("empty"), "TOKEN_CA_FILE: .*empty: holds no PEM certificate"},
 		{"TOKEN_CA_FILE", f.file("text"), "TOKEN_CA_FILE: .*text: holds no PEM certificate"},
 		{"TOKEN_CA_FILE", f.file("keys"), "TOKEN_CA_FILE: .*keys: holds no PEM certificate"},
-		{"TOKEN_CA_FILE", f.file("half"), "TOKEN_CA_FILE: .*half: ends within a certificate"},
+		{"TOKEN_CA_FILE", f.file("half"), "TOKEN_CA_FILE: .*half: holds a block that is cut off or damaged"},
+		{"TOKEN_CA_FILE", f.file("pieces"), "TOKEN_CA_FILE: .*pieces: holds a block that is cut off or damaged"},
 		{"UPSTREAM_CA_FILE", f.file("damaged"), "UPSTREAM_CA_FILE: .*damaged: x509: malformed"},
 		{"UPSTREAM_KEY_FILE", f.file("other"), "UPSTREAM_CERT_FILE: .*cert, .*other: tls: private key does not match"},
 		{"UPSTREAM_KEY_FILE", "", "UPSTREAM_CERT_FILE: and UPSTREAM_KEY_FILE must be set both, or neither"},

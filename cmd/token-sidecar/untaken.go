@@ -52,7 +52,8 @@ func withConn(ctx context.Context, c net.Conn) context.Context {
 
 func connOf(r *http.Request) net.Conn { return r.Context().Value(connKey{}).(net.Conn) }
 
-// limit has to be the outermost handler: the others are done with the request.
+// limit must go around every handler that uses the request after the next one:
+// it leaves nothing of it.
 func (u *untaken) limit(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if s, ok := w.(stream); ok {
